@@ -1,0 +1,62 @@
+# Every target sets up what it needs. `make help` lists them.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+PYTHON    ?= python3
+VENV      ?= .venv
+CONFIG    ?= configs/local.yaml
+STATE_DIR ?= .serve-app
+PORT      ?= 8000
+
+BIN       := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+TORCH     := $(shell grep '^torch==' constraints.txt)
+PIP       := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: help up down test lint format bench venv
+
+help: ## Print this list
+	@echo "Targets:"
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@echo "Variables: CONFIG=$(CONFIG) PORT=$(PORT) STATE_DIR=$(STATE_DIR) PYTHON=$(PYTHON) VENV=$(VENV)"
+
+up: venv ## Train a first model if there is none, start the server, wait until it is ready
+	@echo "==> first model ($(STATE_DIR)/models/forecaster)"
+	@$(BIN)/python -m training.train_forecaster --if-missing --out $(STATE_DIR)/models/forecaster
+	@echo "==> server"
+	@$(BIN)/serve-app up --config $(CONFIG) --state-dir $(STATE_DIR) --port $(PORT)
+
+down: venv ## Stop all that `make up` started, and nothing else
+	@$(BIN)/serve-app down --state-dir $(STATE_DIR)
+
+test: venv ## Run every test
+	@echo "==> tests"
+	@$(BIN)/python -m pytest
+
+lint: venv ## Check style, types and import layers
+	@echo "==> ruff"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@echo "==> mypy"
+	@$(BIN)/mypy
+	@echo "==> import-linter"
+	@$(BIN)/lint-imports
+
+format: venv ## Rewrite the code in the house style
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: venv ## Measure this server against its peers; writes docs/benchmarks.md
+	@echo "==> benchmarks"
+	@$(BIN)/python -m tests.benchmarks.run
+
+venv: $(INSTALLED)
+
+# torch first and alone, so that whatever build of it the machine's package index offers (CPU or CUDA) is the one kept.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"Python 3.11 or newer is needed, $(PYTHON) is {v[0]}.{v[1]}; set PYTHON=")'
+	@echo "==> environment in $(VENV) (the first time takes some minutes)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) "$(TORCH)"
+	@$(PIP) -e '.[dev]' -c constraints.txt
+	@touch $(INSTALLED)

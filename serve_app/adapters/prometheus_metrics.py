@@ -1,0 +1,152 @@
+"""Metrics of one process, their snapshots, and the merge of snapshots from all processes into one exposition.
+
+Any gateway answers `/metrics` for the whole application, so counters and histograms of the same labels are added up;
+gauges keep one sample for each replica, told apart by the label `replica`.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
+from prometheus_client.exposition import generate_latest
+
+LATENCY_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+MetricSnapshot = tuple[str, str, str, list[tuple[str, dict[str, str], float]]]
+"""Name, help, type, samples `(sample name, labels, value)`: plain data that can cross processes."""
+
+
+class GatewayMetrics:
+    """Metrics of one gateway. Labels: family, version, variant, code."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        names = ["family", "version", "variant"]
+        self._requests = Counter(
+            "serve_app_requests", "Answered prediction requests.", [*names, "code"], registry=self.registry
+        )
+        self._seconds = Histogram(
+            "serve_app_request_duration_seconds", "Time from the whole body read to the answer built.", names,
+            registry=self.registry, buckets=LATENCY_BUCKETS_S,
+        )  # fmt: skip
+        self._batch_rows = Histogram(
+            "serve_app_batch_rows",
+            "Rows in one call to a model replica.",
+            registry=self.registry,
+            buckets=BATCH_BUCKETS,
+        )
+        self._generation = Gauge("serve_app_generation", "Number of the present set of routes.", registry=self.registry)
+        self._model_info = Gauge(
+            "serve_app_model_info", "1 for the version that answers by default.",
+            ["family", "model_version", "pool", "digest"],
+            registry=self.registry,
+        )  # fmt: skip
+        self._children: dict[tuple[str, str, str, int], tuple[Any, Any]] = {}
+
+    def observe(self, family: str, version: str, variant: str, status: int, seconds: float) -> None:
+        """Count one answer."""
+        key = (family, version, variant, status)
+        children = self._children.get(key)
+        if children is None:
+            children = self._requests.labels(*key[:3], str(status)), self._seconds.labels(*key[:3])
+            self._children[key] = children
+        children[0].inc()
+        children[1].observe(seconds)
+
+    def observe_batch(self, n_rows: int) -> None:
+        """Count one call to a replica."""
+        self._batch_rows.observe(n_rows)
+
+    def set_route(self, generation: int, family: str, version: str, pool: str, digest: str) -> None:
+        """Say which version answers for a family now."""
+        self._generation.set(generation)
+        for labels in [s.labels for m in self._model_info.collect() for s in m.samples if s.labels["family"] == family]:
+            self._model_info.remove(*(labels[name] for name in ("family", "model_version", "pool", "digest")))
+        self._model_info.labels(family, version, pool, digest).set(1)
+
+
+class ReplicaMetrics:
+    """Metrics of one model replica. Labels: family, pool, version."""
+
+    def __init__(self, family: str, pool: str) -> None:
+        self.registry = CollectorRegistry()
+        self._labels = (family, pool)
+        self._predict = Histogram(
+            "serve_app_predict_duration_seconds", "Time of one batch in the model.", ["family", "pool", "version"],
+            registry=self.registry, buckets=LATENCY_BUCKETS_S,
+        )  # fmt: skip
+        self._loads = Counter(
+            "serve_app_model_loads",
+            "Loads of a version, by result.",
+            ["family", "pool", "result"],
+            registry=self.registry,
+        )
+        self._load_seconds = Gauge(
+            "serve_app_model_load_seconds", "Seconds the last load took.", ["family", "pool"], registry=self.registry
+        )
+        self._resident_bytes = Gauge(
+            "serve_app_resident_bytes",
+            "Artifact bytes of the loaded versions.",
+            ["family", "pool"],
+            registry=self.registry,
+        )
+
+    def observe_predict(self, version: str, seconds: float) -> None:
+        """Count one batch."""
+        self._predict.labels(*self._labels, version).observe(seconds)
+
+    def observe_load(self, *, succeeded: bool, seconds: float) -> None:
+        """Count one load."""
+        self._loads.labels(*self._labels, "success" if succeeded else "failure").inc()
+        self._load_seconds.labels(*self._labels).set(seconds)
+
+    def set_resident_bytes(self, n_bytes: int) -> None:
+        """Say how many bytes of artifacts are loaded."""
+        self._resident_bytes.labels(*self._labels).set(n_bytes)
+
+
+def snapshot(registry: CollectorRegistry) -> list[MetricSnapshot]:
+    """Copy all metrics of a registry as plain data."""
+    return [
+        (
+            m.name,
+            m.documentation,
+            m.type,
+            [(s.name, dict(s.labels), s.value) for s in m.samples if not s.name.endswith("_created")],
+        )
+        for m in registry.collect()
+    ]
+
+
+def exposition(snapshots: Sequence[tuple[str, Sequence[MetricSnapshot]]]) -> bytes:
+    """Merge `(replica, snapshot)` pairs and write them in the Prometheus text format."""
+    return bytes(generate_latest(_Merged(_merge(snapshots))))
+
+
+class _Merged(CollectorRegistry):
+    """A registry that holds finished metrics."""
+
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        super().__init__()
+        self._metrics = list(metrics)
+
+    def collect(self) -> Iterable[Metric]:
+        return self._metrics
+
+
+def _merge(snapshots: Sequence[tuple[str, Sequence[MetricSnapshot]]]) -> Iterable[Metric]:
+    heads: dict[str, tuple[str, str]] = {}
+    sums: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = {}
+    for replica, metrics in snapshots:
+        for name, documentation, kind, samples in metrics:
+            heads.setdefault(name, (documentation, kind))
+            into = sums.setdefault(name, {})
+            for sample_name, labels, value in samples:
+                key = (sample_name, tuple((labels | {"replica": replica} if kind == "gauge" else labels).items()))
+                into[key] = into.get(key, 0.0) + value
+    for name in sorted(heads):
+        metric = Metric(name, *heads[name])
+        for (sample_name, labels_), value in sums[name].items():
+            metric.add_sample(sample_name, dict(labels_), value)
+        yield metric

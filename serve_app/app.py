@@ -1,0 +1,49 @@
+"""build_app(): the composition root. Turns an AppConfig into the Ray Serve application; the only place that wires."""
+
+from typing import Any
+
+from ray import serve
+from ray.serve import Application, Deployment
+
+from serve_app.config import AppConfig, PoolConfig, ReplicaUserConfig
+from serve_app.deployments.gateway import Gateway
+from serve_app.deployments.model_replica import ModelReplica
+
+MANY_REQUESTS = 100_000
+"""`max_ongoing_requests`: the coalescers and their bounded queues hold requests back, Ray is not to."""
+HEALTH_CHECK_PERIOD_S = 5
+
+
+def build_app(args: dict[str, Any]) -> Application:
+    """Build the application from the `args` of a Serve config file.
+
+    Raises:
+        ConfigError: With one sentence for every wrong key or value.
+    """
+    config = AppConfig.parse(args)
+    pools = {
+        family: {pool.name: _pool(config, family, pool) for pool in settings.pools}
+        for family, settings in config.families.items()
+    }
+    gateway: Deployment = serve.deployment(serve.ingress()(Gateway))  # type: ignore[assignment]  # Ray's overloads
+    return gateway.options(
+        name="gateway",
+        num_replicas=config.gateway.num_replicas,
+        max_ongoing_requests=MANY_REQUESTS,
+        ray_actor_options={"num_cpus": config.gateway.num_cpus},
+        health_check_period_s=HEALTH_CHECK_PERIOD_S,
+        logging_config={"enable_access_log": False},
+    ).bind(config, pools)
+
+
+def _pool(config: AppConfig, family: str, pool: PoolConfig) -> Application:
+    replica: Deployment = serve.deployment(ModelReplica)  # type: ignore[assignment]  # Ray's overloads
+    return replica.options(
+        name=f"{family}-{pool.name}",
+        num_replicas=pool.num_replicas,
+        max_ongoing_requests=MANY_REQUESTS,
+        ray_actor_options={"num_cpus": pool.num_cpus, "num_gpus": pool.num_gpus},
+        user_config=ReplicaUserConfig().model_dump(),
+        health_check_period_s=HEALTH_CHECK_PERIOD_S,
+        logging_config={"enable_access_log": False},
+    ).bind(config, family, pool)

@@ -1,0 +1,158 @@
+"""PoolClient: calls of one gateway to the replicas of one pool, over links, or over the handle while there is none."""
+
+import asyncio
+from typing import Any, Final
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+from ray.exceptions import RayTaskError
+from ray.serve.handle import DeploymentHandle
+
+from serve_app.adapters.link.frames import LinkError
+from serve_app.adapters.link.link_client import LinkClient
+from serve_app.deployments.model_replica import FRAME_SLACK_BYTES
+from serve_app.domain.errors import PredictionError, UnavailableError, UnknownVersionError
+from serve_app.domain.status import ReplicaStatus
+from serve_app.usecases.ports import Done
+
+STATUS_TIMEOUT_S: Final = 5.0
+CONNECT_TIMEOUT_S: Final = 2.0
+log = structlog.get_logger(__name__)
+
+
+class PoolClient:
+    """Reaches the replicas of one pool; implements `PredictClient`. Lives on one event loop."""
+
+    def __init__(
+        self, handle: DeploymentHandle[Any], *, family: str, max_inflight: int, timeout_s: float, max_batch_bytes: int
+    ) -> None:
+        self.handle = handle
+        self._family = family
+        self._max_inflight = max_inflight
+        self._timeout_s = timeout_s
+        self._max_frame_bytes = max_batch_bytes + FRAME_SLACK_BYTES
+        self._links: dict[str, LinkClient] = {}
+        self._versions: dict[str, set[str]] = {}
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def capacity(self) -> int:
+        """How many calls may be out at once."""
+        return self._max_inflight * max(len(self._links), 1)
+
+    def call(self, version: str, rows: NDArray[np.float64], done: Done) -> None:
+        """Send a batch to the least busy replica that holds `version`; see `PredictClient.call`."""
+        name, link = self._pick(version)
+        if link is None:
+            self._call_by_handle(version, rows, done)
+            return
+        once = _Once(done)
+        once.timer = self._loop.call_later(
+            self._timeout_s, once, UnavailableError(f"no answer within {self._timeout_s:g} s")
+        )
+
+        def finish(outcome: NDArray[Any] | Exception) -> None:
+            if isinstance(outcome, UnknownVersionError):
+                self._versions.get(name, set()).discard(version)
+            elif isinstance(outcome, LinkError):
+                self._drop(name)
+            once(outcome)
+
+        try:
+            link.call(version, rows, finish)
+        except LinkError as error:
+            self._loop.call_soon(finish, error)
+
+    def _pick(self, version: str) -> tuple[str, LinkClient | None]:
+        best: tuple[str, LinkClient | None] = ("", None)
+        for name, link in self._links.items():
+            if version in self._versions.get(name, ()) and (best[1] is None or link.inflight < best[1].inflight):
+                best = name, link
+        return best
+
+    def _call_by_handle(self, version: str, rows: NDArray[np.float64], done: Done) -> None:
+        task = self._loop.create_task(self._await_handle(version, rows, done))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _await_handle(self, version: str, rows: NDArray[np.float64], done: Done) -> None:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                outputs = await self.handle.predict.remote(version, rows)
+        except TimeoutError:
+            done(UnavailableError(f"no answer within {self._timeout_s:g} s"))
+        except Exception as error:
+            done(_plain(error))
+        else:
+            done(outputs)
+
+    async def pull(self) -> list[ReplicaStatus]:
+        """Ask every routable replica for its status and keep a link to each; empty when none can be reached."""
+        try:
+            answers = await self.handle.broadcast("status").results_async(
+                timeout_s=STATUS_TIMEOUT_S, return_exceptions=True
+            )
+        except Exception as error:
+            log.debug("pool not reachable", family=self._family, reason=str(error))
+            return []
+        statuses = [answer for answer in answers if isinstance(answer, ReplicaStatus)]
+        if len(statuses) == len(answers):
+            for gone in set(self._links) - {status.replica_id for status in statuses}:
+                self._retire(gone)
+        await asyncio.gather(*(self._connect(status) for status in statuses))
+        return statuses
+
+    async def _connect(self, status: ReplicaStatus) -> None:
+        self._versions[status.replica_id] = {loaded.version for loaded in status.versions}
+        known = self._links.get(status.replica_id)
+        if status.link is None or (known is not None and known.is_open):
+            return
+        try:
+            self._links[status.replica_id] = await LinkClient.open(
+                status.link.host, status.link.port, family=self._family, secret=status.link.secret,
+                max_frame_bytes=self._max_frame_bytes, timeout_s=CONNECT_TIMEOUT_S,
+            )  # fmt: skip
+        except LinkError as error:
+            self._drop(status.replica_id)
+            log.warning("no link to replica, calls go over the handle", replica=status.replica_id, reason=str(error))
+
+    def _retire(self, name: str) -> None:
+        """Send nothing more to a replica that Serve no longer routes to; its open calls may finish."""
+        link = self._links.pop(name, None)
+        self._versions.pop(name, None)
+        if link is not None:
+            self._loop.call_later(0 if link.inflight == 0 else self._timeout_s, link.close)
+
+    def _drop(self, name: str) -> None:
+        link = self._links.pop(name, None)
+        if link is not None:
+            link.close()
+
+
+class _Once:
+    """Passes on the first outcome and cancels the timer that would bring another."""
+
+    __slots__ = ("_done", "timer")
+
+    def __init__(self, done: Done) -> None:
+        self._done: Done | None = done
+        self.timer: asyncio.TimerHandle | None = None
+
+    def __call__(self, outcome: NDArray[Any] | Exception) -> None:
+        done, self._done = self._done, None
+        if self.timer is not None:
+            self.timer.cancel()
+        if done is not None:
+            done(outcome)
+
+
+def _plain(error: Exception) -> Exception:
+    """Give an exception that came over Ray its own class again; what is none of ours means that no replica answered."""
+    cause = error.cause if isinstance(error, RayTaskError) and isinstance(error.cause, Exception) else error
+    if isinstance(cause, UnknownVersionError | PredictionError):
+        return cause
+    if isinstance(error, RayTaskError):
+        return PredictionError(f"{type(cause).__name__}: {cause}")
+    return UnavailableError(f"no replica answered: {type(error).__name__}")

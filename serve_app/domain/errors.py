@@ -1,0 +1,113 @@
+"""The exception tree.
+
+An error carries its facts as attributes, says what was expected and what came, and knows nothing of HTTP.
+"""
+
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ` (did you mean 'x'?)` for the known name most like `name`, or an empty string."""
+    matches = get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" (did you mean {matches[0]!r}?)" if matches else ""
+
+
+class ServeAppError(Exception):
+    """Root of every error this package raises on purpose."""
+
+
+class ConfigError(ServeAppError):
+    """The configuration cannot be used; `problems` names every wrong key with its path."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("; ".join(self.problems))
+
+
+class BundleError(ServeAppError):
+    """A bundle is refused; `problems` lists all that is wrong with it, each with expected and found."""
+
+    def __init__(self, where: str, problems: Sequence[str]) -> None:
+        self.where = where
+        self.problems = tuple(problems)
+        super().__init__(f"bundle {where} is refused: " + "; ".join(self.problems))
+
+    def __reduce__(self) -> tuple[type["BundleError"], tuple[str, tuple[str, ...]]]:
+        return type(self), (self.where, self.problems)
+
+
+class ManifestError(BundleError):
+    """The manifest itself is not one: no JSON, a wrong type, a missing or an unknown key."""
+
+
+class SourceError(ServeAppError):
+    """A source of bundles cannot be read now; what is served stays as it is."""
+
+
+class GoldenMismatchError(ServeAppError):
+    """A loaded model does not reproduce the outputs stored in its bundle."""
+
+
+class RequestError(ServeAppError):
+    """A request cannot be answered because of what it says. The message is one sentence for the client."""
+
+
+class NotJsonError(RequestError):
+    """The body is not a JSON document."""
+
+
+class PayloadTooLargeError(RequestError):
+    """The body, or the number of rows in it, is above the configured limit."""
+
+
+class UnsupportedMediaTypeError(RequestError):
+    """The content type is none that this route reads."""
+
+
+class InvalidInputError(RequestError):
+    """The document does not fit the signature: shape, field or value."""
+
+
+class UnknownFamilyError(RequestError):
+    """No family of that name is configured."""
+
+    def __init__(self, family: str, known: Sequence[str]) -> None:
+        self.family = family
+        self.known = tuple(known)
+        super().__init__(
+            f"unknown family {family!r}{nearest(family, known)}; this server has {', '.join(known) or 'none'}"
+        )
+
+
+class UnknownVersionError(RequestError):
+    """The version that was asked for is not loaded for this family."""
+
+    def __init__(self, family: str, version: str, known: Sequence[str]) -> None:
+        self.family = family
+        self.version = version
+        self.known = tuple(known)
+        super().__init__(f"version {version!r} of {family!r} is not loaded; loaded: {', '.join(known) or 'none'}")
+
+    def __reduce__(self) -> tuple[type["UnknownVersionError"], tuple[str, str, tuple[str, ...]]]:
+        return type(self), (self.family, self.version, self.known)
+
+
+class UnavailableError(ServeAppError):
+    """The request is good but cannot be answered now; try again after `retry_after_s` seconds."""
+
+    def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(message)
+
+
+class NoModelError(UnavailableError):
+    """The family has no model yet."""
+
+
+class OverloadedError(UnavailableError):
+    """The queue in front of the model is full."""
+
+
+class PredictionError(ServeAppError):
+    """The model raised on these rows; the message says what, the log has the traceback."""

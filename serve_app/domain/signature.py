@@ -1,0 +1,136 @@
+"""What a model takes and gives: named, typed columns, and the check of a request against them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from serve_app.domain.errors import InvalidInputError, nearest
+
+DType = Literal["float64", "float32", "int64", "int32", "bool", "string"]
+
+
+class Column(BaseModel):
+    """One named value of a row."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    dtype: DType = "float64"
+    unit: str | None = None
+    description: str | None = None
+
+
+class Signature(BaseModel):
+    """The columns of a family: `inputs` in the order the model takes them, `outputs` in the order it gives them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    inputs: tuple[Column, ...]
+    outputs: tuple[Column, ...]
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> "Signature":
+        for side, columns in (("inputs", self.inputs), ("outputs", self.outputs)):
+            names = [column.name for column in columns]
+            if not names:
+                raise ValueError(f"{side} must name at least one column")
+            if doubles := sorted({name for name in names if names.count(name) > 1}):
+                raise ValueError(f"{side} name a column twice: {', '.join(doubles)}")
+        return self
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the input columns, in order."""
+        return tuple(column.name for column in self.inputs)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the output columns, in order."""
+        return tuple(column.name for column in self.outputs)
+
+
+def rows_of(instances: Any, input_names: Sequence[str], *, max_rows: int) -> list[list[float]]:
+    """Turn the rows of a request into lists of finite floats in the order of `input_names`.
+
+    A row is a list of numbers, one for each input, or an object with exactly the inputs as keys. A single row given
+    without the outer list is taken as one row.
+
+    Raises:
+        InvalidInputError: A row has the wrong length, a missing or unknown field, or a value that is no finite number.
+    """
+    if isinstance(instances, Mapping) or (isinstance(instances, list) and instances and _is_scalar(instances[0])):
+        instances = [instances]
+    if not isinstance(instances, list):
+        raise InvalidInputError(f"expected a list of rows, got {_kind(instances)}")
+    if not instances:
+        raise InvalidInputError("expected at least one row, got an empty list")
+    if len(instances) > max_rows:
+        raise InvalidInputError(f"expected at most {max_rows} rows in a request, got {len(instances)}")
+    return [_row(instance, i, input_names) for i, instance in enumerate(instances)]
+
+
+def _row(instance: Any, i: int, input_names: Sequence[str]) -> list[float]:
+    if isinstance(instance, list):
+        if len(instance) != len(input_names):
+            raise InvalidInputError(
+                f"row {i}: expected {len(input_names)} values ({_some(input_names)}), got {len(instance)}"
+            )
+        values = instance
+    elif isinstance(instance, dict):
+        _check_fields(instance, i, input_names)
+        values = [instance[name] for name in input_names]
+    else:
+        raise InvalidInputError(
+            f"row {i}: expected a list of {len(input_names)} numbers or an object, got {_kind(instance)}"
+        )
+    for value, name in zip(values, input_names, strict=True):
+        if type(value) is not float and type(value) is not int:
+            raise InvalidInputError(f"row {i}, field {name!r}: expected a number, got {_kind(value)}")
+        if not _is_finite(value):
+            raise InvalidInputError(
+                f"row {i}, field {name!r}: expected a finite number, got one beyond the range of float64"
+            )
+    return values
+
+
+def _check_fields(instance: dict[str, Any], i: int, input_names: Sequence[str]) -> None:
+    unknown = [name for name in instance if name not in input_names]
+    if unknown:
+        raise InvalidInputError(f"row {i}: unknown field {unknown[0]!r}{nearest(unknown[0], input_names)}")
+    missing = [name for name in input_names if name not in instance]
+    if missing:
+        raise InvalidInputError(f"row {i}: missing field{'s' if len(missing) > 1 else ''} {_some(missing)}")
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer too large for float64
+        return False
+
+
+def _is_scalar(value: Any) -> bool:
+    return not isinstance(value, list | dict)
+
+
+def _some(names: Sequence[str], most: int = 6) -> str:
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown}, … {len(names) - most} more"
+
+
+def _kind(value: Any) -> str:
+    """Name the JSON type of `value`, with a short look at it."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        shown = value if len(value) <= 24 else value[:24] + "…"
+        return f"the string {shown!r}"
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    if isinstance(value, Mapping):
+        return "an object"
+    return f"the number {value}"

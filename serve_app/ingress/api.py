@@ -1,0 +1,52 @@
+"""build_api(): FastAPI with its routers, and in front of it the hot route as plain ASGI."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+import structlog
+from fastapi import FastAPI, Request, Response
+
+from serve_app.ingress.error_responses import error_response
+from serve_app.ingress.health import CollectMetrics, health_router
+from serve_app.ingress.inference import Inference, Receive, Scope, Send
+from serve_app.usecases.route_request import RequestRouter
+
+log = structlog.get_logger(__name__)
+
+
+class Api:
+    """The ASGI application of a gateway: the hot route where it fits, FastAPI for the rest."""
+
+    def __init__(self, inference: Inference, rest: FastAPI) -> None:
+        self.inference = inference
+        self.rest = rest
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if self.inference.is_hot(scope):
+            await self.inference(scope, receive, send)
+        else:
+            await self.rest(scope, receive, send)
+
+
+def build_api(
+    router: RequestRouter, inference: Inference, *, required: frozenset[str], collect_metrics: CollectMetrics
+) -> Api:
+    """Put the routes together."""
+    rest = FastAPI(title="serve-app", version=_version(), description="Model server on Ray Serve.")
+    rest.include_router(inference.describe())
+    rest.include_router(health_router(router, required, collect_metrics))
+
+    @rest.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> Response:
+        log.error("request failed", path=request.url.path, exc_info=error)
+        status, headers, body = error_response(error)
+        return Response(body, status_code=status, headers={name.decode(): value.decode() for name, value in headers})
+
+    return Api(inference, rest)
+
+
+def _version() -> str:
+    try:
+        return version("serve-app")
+    except PackageNotFoundError:
+        return "0"

@@ -1,0 +1,121 @@
+"""Health, readiness, and what is loaded. `/health` is one body that serves the fields of every convention we know."""
+
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from fastapi import APIRouter, Query, Response
+from fastapi.responses import JSONResponse
+
+from serve_app.domain.errors import ServeAppError
+from serve_app.ingress.error_responses import error_response
+from serve_app.ingress.inference import LIVE_BODY
+from serve_app.usecases.route_request import NO_MODEL_RETRY_AFTER_S, RequestRouter
+
+CollectMetrics = Callable[[], Awaitable[bytes]]
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def health_router(router: RequestRouter, required: frozenset[str], collect_metrics: CollectMetrics) -> APIRouter:
+    """Build the routes; `required` names the families that `/ready` waits for."""
+    api = APIRouter(tags=["health"])
+
+    @api.get("/live", summary="The process answers")
+    async def live() -> Response:
+        return Response(LIVE_BODY, media_type="application/json")
+
+    @api.get("/ready", summary="Every required family can answer")
+    async def ready() -> JSONResponse:
+        missing = [name for name in router.families if name in required and router.current(name) is None]
+        body = {"ready": not missing, "missing": {name: router.last_error(name) or "loading" for name in missing}}
+        headers = {"retry-after": str(NO_MODEL_RETRY_AFTER_S)} if missing else None
+        return JSONResponse(body, status_code=503 if missing else 200, headers=headers)
+
+    @api.get("/health", summary="State of every family, with versions and last errors")
+    @api.get("/health/", include_in_schema=False)
+    async def health() -> JSONResponse:
+        return JSONResponse(health_body(router, required))
+
+    @api.get("/models/current", summary="The version that answers by default")
+    async def current(family: str = Query(default="", description="default: the default family")) -> Response:
+        try:
+            return JSONResponse(current_body(router, family))
+        except ServeAppError as error:
+            status, headers, body = error_response(error)
+            response = Response(body, status_code=status)
+            response.raw_headers.extend(headers)
+            return response
+
+    @api.get("/metrics", summary="Prometheus metrics, merged over all replicas")
+    async def metrics() -> Response:
+        return Response(await collect_metrics(), headers={"content-type": METRICS_TYPE})
+
+    return api
+
+
+def health_body(router: RequestRouter, required: frozenset[str]) -> dict[str, Any]:
+    """Describe the whole server; the fields at the top speak of the default family."""
+    target = router.current(router.default_family)
+    loaded = router.loaded(target.family, target.version) if target else None
+    ready = all(router.current(name) is not None for name in required)
+    errors = {name: error for name in router.families if (error := router.last_error(name))}
+    return {
+        "status": "ok" if ready and not errors else ("degraded" if ready else "unavailable"),
+        "ready": ready,
+        "model_loaded": target is not None,
+        "model_version": target.version if target else None,
+        "last_error": router.last_error(router.default_family),
+        "generation": router.generation,
+        "details": {"metrics": loaded.metrics if loaded else {}},
+        "families": {name: _family_body(router, name) for name in router.families},
+    }
+
+
+def _family_body(router: RequestRouter, family: str) -> dict[str, Any]:
+    target = router.current(family)
+    return {
+        "ready": target is not None,
+        "model_version": target.version if target else None,
+        "last_error": router.last_error(family),
+        "replicas": [
+            {
+                "replica": status.replica_id,
+                "pool": status.pool,
+                "wanted": status.wanted,
+                "active": status.active,
+                "loaded": [loaded.version for loaded in status.versions],
+                "last_error": status.last_error,
+            }
+            for status in router.statuses(family)
+        ],
+    }
+
+
+def current_body(router: RequestRouter, family: str) -> dict[str, Any]:
+    """Describe the version that answers for a family by default.
+
+    Raises:
+        UnknownFamilyError: No such family.
+        NoModelError: It has no model yet.
+    """
+    target = router.target(family)
+    loaded = router.loaded(target.family, target.version)
+    assert loaded is not None, "a target was built from the report of its version"
+    return {
+        "name": target.family,
+        "version": target.version,
+        "stage": target.variant,
+        "loaded_at": datetime.fromtimestamp(loaded.loaded_at_s, UTC)
+        .isoformat(timespec="seconds")
+        .replace("+00:00", "Z"),
+        "created_at": loaded.created_at,
+        "pool": target.pool,
+        "generation": target.generation,
+        "engine": loaded.engine,
+        "row_micros": round(loaded.row_micros, 2),
+        "digest": loaded.digest,
+        "artifact_bytes": loaded.artifact_bytes,
+        "signature": loaded.signature.model_dump(exclude_none=True),
+        "metrics": loaded.metrics,
+        "training": loaded.training,
+    }

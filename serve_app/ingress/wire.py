@@ -1,0 +1,102 @@
+"""The JSON bodies of predictions: reading a request, writing an answer."""
+
+from typing import Any, Final
+
+import orjson
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from serve_app.domain.errors import InvalidInputError, NotJsonError, UnsupportedMediaTypeError, nearest
+from serve_app.domain.signature import rows_of
+
+JSON_TYPES: Final = (b"application/json", b"text/json")
+UNTYPED: Final = (b"", b"application/x-www-form-urlencoded", b"application/octet-stream")
+"""What clients send when nobody told them a type (`curl -d` says it is a form); read as JSON all the same."""
+_KEYS: Final = ("instances", "features", "entity")
+
+
+class PredictBody(BaseModel):
+    """Body of a prediction, for the OpenAPI document; `read_rows` is what reads it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    instances: list[list[float] | dict[str, float]] = Field(
+        description="rows: lists of numbers, or objects with named fields"
+    )
+    features: list[list[float] | dict[str, float]] = Field(default=[], description="another name for `instances`")
+    entity: str | None = Field(default=None, description="what the rows are about; may serve as targeting key")
+
+
+class PredictAnswer(BaseModel):
+    """Answer to a prediction: one value a row, or an object a row where the family has several outputs."""
+
+    predictions: list[float | int | str | dict[str, float | int | str]]
+    model_family: str
+    model_version: str
+
+
+def check_media_type(content_type: bytes) -> None:
+    """Refuse a body that says it is something else than JSON.
+
+    Raises:
+        UnsupportedMediaTypeError: With the type that came.
+    """
+    kind = content_type.partition(b";")[0].strip().lower()
+    if kind in JSON_TYPES or kind in UNTYPED or kind.endswith(b"+json"):
+        return
+    raise UnsupportedMediaTypeError(f"expected content-type application/json, got {kind.decode('latin-1')!r}")
+
+
+def read_rows(body: bytes, input_names: tuple[str, ...], *, max_rows: int) -> list[list[float]]:
+    """Read the rows of a prediction body.
+
+    Raises:
+        NotJsonError: The body is no JSON document (`NaN` and `Infinity` are not JSON either).
+        InvalidInputError: The document does not fit.
+    """
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise NotJsonError(_not_json(body, error)) from None
+    if type(document) is not dict:
+        raise InvalidInputError("expected an object with 'instances', got " + type(document).__name__)
+    instances = document.get("instances")
+    if instances is None or len(document) > 1:
+        instances = _instances(document)
+    return rows_of(instances, input_names, max_rows=max_rows)
+
+
+def _instances(document: dict[str, Any]) -> Any:
+    for key in document:
+        if key not in _KEYS:
+            raise InvalidInputError(
+                f"unknown key {key!r}{nearest(key, _KEYS)}; expected 'instances' and optionally 'entity'"
+            )
+    given = [key for key in ("instances", "features") if document.get(key) is not None]
+    if len(given) != 1:
+        raise InvalidInputError(f"expected one of 'instances' and 'features', got {'both' if given else 'none'}")
+    entity = document.get("entity")
+    if entity is not None and not isinstance(entity, str):
+        raise InvalidInputError(f"'entity': expected a string, got {type(entity).__name__}")
+    return document[given[0]]
+
+
+def _not_json(body: bytes, error: orjson.JSONDecodeError) -> str:
+    if not body.strip():
+        return "expected a JSON document, got an empty body"
+    for word in (b"NaN", b"Infinity"):
+        if word in body:
+            return f"expected a JSON document, got one with {word.decode()}, which is no JSON number"
+    return f"expected a JSON document, got {len(body)} bytes that are none: {error}"
+
+
+def predictions_json(outputs: NDArray[Any], output_names: tuple[str, ...]) -> bytes:
+    """Write outputs (n_rows, n_outputs) as a JSON list: a value a row for one output, else an object a row."""
+    if len(output_names) == 1:
+        return orjson.dumps(outputs[:, 0].tolist())
+    return orjson.dumps([dict(zip(output_names, row, strict=True)) for row in outputs.tolist()])
+
+
+def answer_tail(family: str, version: str) -> bytes:
+    """Write what follows the predictions in every answer of a version."""
+    return b',"model_family":' + orjson.dumps(family) + b',"model_version":' + orjson.dumps(version) + b"}"

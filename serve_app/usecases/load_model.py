@@ -1,0 +1,96 @@
+"""Load one version: fetch, verify, check against the operator's rules, deserialize, warm up, try the golden samples."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from serve_app.domain.errors import BundleError
+from serve_app.domain.manifest import check_manifest
+from serve_app.domain.status import LoadedVersion
+from serve_app.usecases.check_golden import check_golden, golden_samples
+from serve_app.usecases.ports import Bundle, BundleSource, Clock, Loader, Predictor
+
+INLINE_LIMIT_S = 0.002
+"""A 64-row batch faster than this is predicted on the event loop; a thread would cost more than it saves."""
+_WARM_UP_ROWS = 64
+_WARM_UP_RUNS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class LoadPolicy:
+    """What the operator asks of a bundle: family and `models_type`, the loader if it names none, pickle permission."""
+
+    family: str
+    models_type: str
+    default_loader: str
+    allowed_pickle_loaders: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A version ready to answer, and what is known of it."""
+
+    predictor: Predictor
+    facts: LoadedVersion
+
+
+def load_model(
+    source: BundleSource, version: str, *, policy: LoadPolicy, loaders: Mapping[str, Loader], clock: Clock
+) -> LoadedModel:
+    """Load `version` (or `"current"`) completely, or raise and leave nothing behind.
+
+    Raises:
+        BundleError: The bundle is refused, with all its problems.
+        GoldenMismatchError: The model does not reproduce its stored outputs.
+        SourceError: The source cannot be read now.
+    """
+    started_s = clock.monotonic_s()
+    bundle = source.fetch(version)
+    manifest = bundle.manifest
+    name = manifest.loader or policy.default_loader
+    problems = check_manifest(
+        manifest,
+        models_type=policy.models_type,
+        family=policy.family,
+        loaders={known: loader.uses_pickle for known, loader in loaders.items()},
+        default_loader=policy.default_loader,
+        allowed_pickle_loaders=policy.allowed_pickle_loaders,
+    )
+    if problems:
+        raise BundleError(bundle.location, problems)
+    predictor = loaders[name].load(bundle)
+    batch_s = _warm_up(predictor, bundle)
+    check_golden(predictor, bundle)
+    return LoadedModel(
+        predictor,
+        LoadedVersion(
+            version=manifest.model_version,
+            digest=bundle.digest,
+            created_at=manifest.created_at.isoformat().replace("+00:00", "Z"),
+            loaded_at_s=clock.now_s(),
+            load_seconds=clock.monotonic_s() - started_s,
+            artifact_bytes=predictor.artifact_bytes,
+            signature=predictor.signature,
+            engine=dict(predictor.engine),
+            row_micros=batch_s / _WARM_UP_ROWS * 1e6,
+            runs_inline=batch_s < INLINE_LIMIT_S,
+            metrics=dict(manifest.metrics or {}),
+            training=dict(manifest.training or {}),
+        ),
+    )
+
+
+def _warm_up(predictor: Predictor, bundle: Bundle) -> float:
+    """Predict a few times, the golden inputs where there are some, and return the seconds of the fastest batch."""
+    golden = golden_samples(bundle)
+    n_inputs = len(predictor.signature.inputs)
+    rows = np.zeros((1, n_inputs)) if golden is None else golden.inputs
+    batch = np.resize(rows, (_WARM_UP_ROWS, n_inputs))
+    times_s = []
+    for _ in range(_WARM_UP_RUNS):
+        started_s = time.perf_counter()
+        predictor.predict(batch)
+        times_s.append(time.perf_counter() - started_s)
+    return min(times_s)

@@ -1,0 +1,155 @@
+"""From the name of a family to the version that answers, and the coalescer that carries the rows there."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from serve_app.domain.errors import NoModelError, UnknownFamilyError, UnknownVersionError
+from serve_app.domain.routing import choose_version
+from serve_app.domain.signature import Signature
+from serve_app.domain.status import LoadedVersion, ReplicaStatus
+from serve_app.usecases.coalesce_requests import BatchLimits, Coalescer
+from serve_app.usecases.ports import PredictClient
+
+NO_MODEL_RETRY_AFTER_S = 5
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Target:
+    """Where one request goes. `reason` says why: `default` or `forced`. Compared by identity: a cache key."""
+
+    family: str
+    version: str
+    pool: str
+    variant: str
+    reason: str
+    generation: int
+    signature: Signature
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...]
+    coalescer: Coalescer
+
+
+class RequestRouter:
+    """Holds the route of every family. Lives on one event loop; a request reads it once and keeps what it read."""
+
+    def __init__(
+        self,
+        families: Sequence[str],
+        *,
+        default_family: str,
+        clients: Mapping[tuple[str, str], PredictClient],
+        limits: BatchLimits,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> None:
+        self._families = tuple(families)
+        self._default_family = default_family
+        self._clients = clients
+        self._limits = limits
+        self._on_batch = on_batch
+        self._targets: dict[str, Target] = {}
+        self._by_version: dict[tuple[str, str], Target] = {}
+        self._statuses: dict[tuple[str, str], tuple[ReplicaStatus, ...]] = {}
+        self._generation = 0
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Names of all configured families."""
+        return self._families
+
+    @property
+    def default_family(self) -> str:
+        """The family that answers where a route names none."""
+        return self._default_family
+
+    @property
+    def generation(self) -> int:
+        """Number of the present set of routes; it grows with every change."""
+        return self._generation
+
+    def target(self, family: str, forced_version: str | None = None) -> Target:
+        """Return where a request for `family` (empty: the default family) goes.
+
+        Raises:
+            UnknownFamilyError: No such family is configured.
+            UnknownVersionError: The version that the client forces is not loaded.
+            NoModelError: The family has no model yet.
+        """
+        name = family or self._default_family
+        target = self._targets.get(name)
+        if target is None:
+            if name not in self._families:
+                raise UnknownFamilyError(name, self._families)
+            raise NoModelError(
+                f"family {name!r} has no model yet: {self.last_error(name) or 'its first version is loading'}",
+                retry_after_s=NO_MODEL_RETRY_AFTER_S,
+            )
+        if forced_version is None:
+            return target
+        forced = self._by_version.get((name, forced_version))
+        if forced is None:
+            raise UnknownVersionError(name, forced_version, sorted(v for f, v in self._by_version if f == name))
+        return forced
+
+    def current(self, family: str) -> Target | None:
+        """Return where requests for `family` go by default, or None while it has no model."""
+        return self._targets.get(family)
+
+    def statuses(self, family: str) -> tuple[ReplicaStatus, ...]:
+        """Return the last report of every replica of a family, over all its pools."""
+        return tuple(status for (name, _), all_ in self._statuses.items() if name == family for status in all_)
+
+    def loaded(self, family: str, version: str) -> LoadedVersion | None:
+        """Return what is known of a loaded version, or None."""
+        found = (v for status in self.statuses(family) for v in status.versions if v.version == version)
+        return next(found, None)
+
+    def last_error(self, family: str) -> str | None:
+        """Return what last went wrong with loading a version of this family, or None."""
+        return next((status.last_error for status in self.statuses(family) if status.last_error), None)
+
+    def follow(self, family: str, pool: str, statuses: Sequence[ReplicaStatus]) -> Target | None:
+        """Take in the reports of all routable replicas of a pool; return the new default target if it changed.
+
+        An empty list of reports changes nothing: replicas that cannot be reached now may still answer predictions.
+        """
+        if not statuses:
+            return None
+        self._statuses[family, pool] = tuple(statuses)
+        self._refresh_versions(family, pool, statuses)
+        previous = self._targets.get(family)
+        if previous is not None and previous.pool != pool:
+            return None
+        version = choose_version(statuses, previous.version if previous else None)
+        if version is None or (previous is not None and version == previous.version):
+            return None
+        self._generation += 1
+        self._targets[family] = self._build(family, pool, version, reason="default")
+        return self._targets[family]
+
+    def _refresh_versions(self, family: str, pool: str, statuses: Sequence[ReplicaStatus]) -> None:
+        held = {loaded.version for status in statuses for loaded in status.versions}
+        for version in held:
+            if (family, version) not in self._by_version:
+                self._by_version[family, version] = self._build(family, pool, version, reason="forced")
+        for key in [k for k, t in self._by_version.items() if k[0] == family and t.pool == pool and k[1] not in held]:
+            del self._by_version[key]
+
+    def _build(self, family: str, pool: str, version: str, *, reason: str) -> Target:
+        known = self._by_version.get((family, version))
+        loaded = self.loaded(family, version)
+        assert loaded is not None, "a version is routed to only after a replica reported it"
+        return Target(
+            family=family,
+            version=version,
+            pool=pool,
+            variant="stable",
+            reason=reason,
+            generation=self._generation,
+            signature=loaded.signature,
+            input_names=loaded.signature.input_names,
+            output_names=loaded.signature.output_names,
+            coalescer=known.coalescer if known else self._new_coalescer(family, pool, version),
+        )
+
+    def _new_coalescer(self, family: str, pool: str, version: str) -> Coalescer:
+        return Coalescer(self._clients[family, pool], version, self._limits, on_batch=self._on_batch)

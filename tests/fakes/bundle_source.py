@@ -1,0 +1,63 @@
+"""A source of bundles in memory."""
+
+from collections.abc import Sequence
+
+from serve_app.domain.errors import SourceError
+from serve_app.domain.versions import CURRENT
+from serve_app.usecases.ports import Bundle, BundleRef
+
+
+class FakeBundleSource:
+    """Holds what was published, newest last. Set `error` to make every call raise it."""
+
+    def __init__(self, *bundles: Bundle) -> None:
+        self.error: Exception | None = None
+        self.n_fetched = 0
+        self._bundles: dict[str, Bundle] = {}
+        self._current: str | None = None
+        for bundle in bundles:
+            self.publish(bundle)
+
+    def publish(self, bundle: Bundle, *, current: bool = True) -> None:
+        """Add a version, and make it current unless told otherwise."""
+        version = bundle.manifest.model_version
+        self._bundles[version] = bundle
+        if current:
+            self._current = version
+
+    def set_current(self, version: str) -> None:
+        """Make a published version current."""
+        self._current = self._bundles[version].manifest.model_version
+
+    def current(self) -> BundleRef | None:
+        """Return the current version; without one, the newest."""
+        self._maybe_fail()
+        version = self._current_version()
+        return None if version is None else self._ref(self._bundles[version])
+
+    def versions(self) -> Sequence[BundleRef]:
+        """List all, newest first."""
+        self._maybe_fail()
+        newest_first = sorted(self._bundles.values(), key=lambda bundle: bundle.manifest.created_at, reverse=True)
+        return [self._ref(bundle) for bundle in newest_first]
+
+    def fetch(self, version: str) -> Bundle:
+        """Return one version."""
+        self._maybe_fail()
+        self.n_fetched += 1
+        wanted = self._current_version() if version == CURRENT else version
+        if wanted is None or wanted not in self._bundles:
+            raise SourceError(f"expected version {version!r}, found {', '.join(sorted(self._bundles)) or 'no bundle'}")
+        return self._bundles[wanted]
+
+    def _current_version(self) -> str | None:
+        newest = max(self._bundles.values(), key=lambda bundle: bundle.manifest.created_at, default=None)
+        return self._current or (newest.manifest.model_version if newest else None)
+
+    def _ref(self, bundle: Bundle) -> BundleRef:
+        version = bundle.manifest.model_version
+        return BundleRef(version, bundle.digest, bundle.location, is_current=version == self._current_version())
+
+    def _maybe_fail(self) -> None:
+        if self.error is not None:
+            raise self.error
