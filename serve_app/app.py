@@ -7,7 +7,9 @@ from ray.serve import Application, Deployment
 
 from serve_app.config import AppConfig, PoolConfig, ReplicaUserConfig
 from serve_app.deployments.gateway import Gateway
+from serve_app.deployments.handles import GATEWAY, RECONCILER
 from serve_app.deployments.model_replica import ModelReplica
+from serve_app.deployments.reconciler import Reconciler
 
 MANY_REQUESTS = 100_000
 """`max_ongoing_requests`: the coalescers and their bounded queues hold requests back, Ray is not to."""
@@ -27,10 +29,22 @@ def build_app(args: dict[str, Any]) -> Application:
     }
     gateway: Deployment = serve.deployment(serve.ingress()(Gateway))  # type: ignore[assignment]  # Ray's overloads
     return gateway.options(
-        name="gateway",
+        name=GATEWAY,
         num_replicas=config.gateway.num_replicas,
         max_ongoing_requests=MANY_REQUESTS,
         ray_actor_options={"num_cpus": config.gateway.num_cpus},
+        health_check_period_s=HEALTH_CHECK_PERIOD_S,
+        logging_config={"enable_access_log": False},
+    ).bind(config, pools, _reconciler(config, pools))
+
+
+def _reconciler(config: AppConfig, pools: dict[str, dict[str, Application]]) -> Application:
+    reconciler: Deployment = serve.deployment(Reconciler)  # type: ignore[assignment]  # Ray's overloads
+    return reconciler.options(
+        name=RECONCILER,
+        num_replicas=1,
+        max_ongoing_requests=MANY_REQUESTS,
+        ray_actor_options={"num_cpus": config.reconciler.num_cpus},
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
         logging_config={"enable_access_log": False},
     ).bind(config, pools)

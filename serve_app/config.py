@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from serve_app.domain.errors import ConfigError, nearest
+from serve_app.domain.following import ReloadMode
 from serve_app.domain.validation import problems_of
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
@@ -40,6 +41,33 @@ class SourceConfig(_Part):
     )
 
 
+class ReloadConfig(_Part):
+    """How a family follows its source. A pin in `user_config` works in every mode."""
+
+    mode: Annotated[
+        ReloadMode, Field(description="none | poll | endpoint (S0: RELOAD_MODE); poll takes admin calls as well")
+    ] = ReloadMode.POLL
+    interval_s: Annotated[
+        float, Field(gt=0, description="seconds between two looks at the source (S0: RELOAD_INTERVAL_SECONDS)")
+    ] = 30.0
+
+
+class TrialConfig(_Part):
+    """What a version may use when it is loaded for the first time, in a process that may be killed."""
+
+    timeout_s: Annotated[float, Field(gt=0, description="seconds; a bundle that takes longer is refused")] = 60.0
+    memory_bytes: Annotated[
+        int, Field(gt=0, description="bytes beyond an empty worker; 2 GiB is far above a scikit-learn model")
+    ] = 2 << 30
+
+
+class ResidencyConfig(_Part):
+    """How many versions stay in a replica's memory. Active, last good and candidate never count as surplus."""
+
+    max_versions: Annotated[int, Field(ge=1, description="versions (S4: MODEL_CACHE_SIZE)")] = 5
+    max_bytes: Annotated[int | None, Field(gt=0, description="bytes of artifacts; none: only versions count")] = None
+
+
 class FamilyConfig(_Part):
     """Models with one signature and one purpose."""
 
@@ -48,6 +76,9 @@ class FamilyConfig(_Part):
     source: SourceConfig
     pools: Annotated[tuple[PoolConfig, ...], Field(min_length=1)] = (PoolConfig(),)
     required: Annotated[bool, Field(description="whether /ready waits for this family")] = True
+    reload: ReloadConfig = ReloadConfig()
+    trial: TrialConfig = TrialConfig()
+    residency: ResidencyConfig = ResidencyConfig()
     load_timeout_s: Annotated[
         float, Field(gt=0, description="deadline of one load, in seconds; 120 is ample for 1 GB")
     ] = 120.0
@@ -88,6 +119,48 @@ class SecurityConfig(_Part):
     allow_pickle_loaders: Annotated[
         tuple[str, ...], Field(description="loaders that may run code from a bundle, e.g. sklearn_targets (joblib)")
     ] = ()
+    open_admin: Annotated[
+        bool, Field(description="admin routes without a token: anybody may change models; closed unless asked for")
+    ] = False
+    token_file: Annotated[
+        str, Field(min_length=1, description="admin tokens; relative: under state_dir, where `serve-app up` writes one")
+    ] = "admin-token"  # noqa: S105  # a file's name
+    token_header: Annotated[
+        str,
+        Field(pattern=r"^[A-Za-z0-9-]{1,64}$", description="header of the token (S3: ADMIN_TOKEN_HEADER, its default)"),
+    ] = "X-Admin-Token"  # noqa: S105  # a header's name
+    client_address_header: Annotated[
+        str | None,
+        Field(
+            pattern=r"^[A-Za-z0-9-]{1,64}$",
+            description="header in which a proxy of yours puts the client's address, e.g. X-Forwarded-For; default "
+            "none, for without such a proxy clients write what they like",
+        ),
+    ] = None
+    first_refusal_delay_s: Annotated[
+        float, Field(ge=0, le=10, description="seconds a wrong token waits for its answer; doubles with each failure")
+    ] = 0.25
+    max_refusal_delay_s: Annotated[
+        float,
+        Field(ge=0, le=10, description="longest such wait, in seconds; 4 spoils guessing and holds few connections"),
+    ] = 4.0
+
+
+class AdminConfig(_Part):
+    """The admin routes."""
+
+    wait_s: Annotated[
+        float, Field(gt=0, description="seconds a change is waited for where `timeout_s` is not given; then 202")
+    ] = 120.0
+    max_wait_s: Annotated[
+        float, Field(gt=0, le=3600, description="largest `timeout_s`; HAProxy drops a connection after 3600 s")
+    ] = 600.0
+
+    @model_validator(mode="after")
+    def _default_is_allowed(self) -> "AdminConfig":
+        if self.wait_s > self.max_wait_s:
+            raise ValueError(f"wait_s: expected at most max_wait_s ({self.max_wait_s}), found {self.wait_s}")
+        return self
 
 
 class GatewayConfig(_Part):
@@ -96,6 +169,19 @@ class GatewayConfig(_Part):
     num_replicas: Annotated[int, Field(ge=1, description="replicas; 1, since on 2 cores one gave more than two")] = 1
     num_cpus: Annotated[float, Field(ge=0, description="CPUs that Ray reserves for a replica")] = 0.5
     pull_interval_s: Annotated[float, Field(gt=0, description="how often the replicas are asked what they hold")] = 1.0
+
+
+class ReconcilerConfig(_Part):
+    """The control plane."""
+
+    num_cpus: Annotated[float, Field(ge=0, description="CPUs that Ray reserves; it idles nearly all the time")] = 0.1
+    tick_s: Annotated[float, Field(gt=0, description="seconds between two looks at replicas and pins")] = 1.0
+    store_url: Annotated[
+        str | None, Field(description="SQLAlchemy URL of the state store; default: SQLite under state_dir")
+    ] = None
+    cluster: Annotated[
+        str, Field(description="name of this cluster where two share a store; the holder of the lease changes things")
+    ] = "default"
 
 
 class LoggingConfig(_Part):
@@ -116,8 +202,10 @@ class AppConfig(_Part):
     ] = None
     families: Annotated[dict[Name, FamilyConfig], Field(min_length=1)]
     gateway: GatewayConfig = GatewayConfig()
+    reconciler: ReconcilerConfig = ReconcilerConfig()
     limits: LimitsConfig = LimitsConfig()
     security: SecurityConfig = SecurityConfig()
+    admin: AdminConfig = AdminConfig()
     logging: LoggingConfig = LoggingConfig()
 
     @model_validator(mode="after")
@@ -144,6 +232,20 @@ class AppConfig(_Part):
         """The family that answers where a route names none."""
         return self.default_family or next(iter(self.families))
 
+    @property
+    def store_url(self) -> str:
+        """SQLAlchemy URL of the state store."""
+        return self.reconciler.store_url or f"sqlite:///{Path(self.state_dir, 'state.db')}"
+
+    def last_known(self, name: str) -> Path:
+        """File on this node that keeps the last answer of the control plane, for a start without it."""
+        return Path(self.state_dir, "last-known", f"{name}.json")
+
+    @property
+    def token_file(self) -> Path:
+        """File of the admin tokens."""
+        return Path(self.state_dir, self.security.token_file)
+
     def source_root(self, family: str) -> Path:
         """Directory of a family's versions; a relative one lies under the state directory."""
         return Path(self.state_dir, self.families[family].source.root)
@@ -164,6 +266,6 @@ class ReplicaUserConfig(_Part):
             ConfigError: With one sentence for every wrong key or value.
         """
         try:
-            return cls.model_validate(document or {})
+            return cls.model_validate({} if document is None else document)
         except ValidationError as error:
             raise ConfigError(problems_of(error, cls)) from error

@@ -1,5 +1,6 @@
 """Small things that tests need and whose details do not matter."""
 
+import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -58,7 +59,8 @@ def manifest_document(**changes: Any) -> dict[str, Any]:
 def bundle(files: Mapping[str, bytes], **facts: Any) -> Bundle:
     """Return a bundle in memory, as a reader would."""
     described = manifest(files, **facts)
-    return Bundle(manifest=described, digest="0" * 64, files=dict(files), location="memory")
+    digest = hashlib.sha256(described.to_bytes()).hexdigest()
+    return Bundle(manifest=described, digest=digest, files=dict(files), location="memory")
 
 
 @cache

@@ -10,6 +10,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
 from prometheus_client.exposition import generate_latest
 
+from serve_app.domain.reload import Outcome, Phase
+
 LATENCY_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
@@ -106,6 +108,47 @@ class ReplicaMetrics:
         self._resident_bytes.labels(*self._labels).set(n_bytes)
 
 
+class ReloadMetrics:
+    """Metrics of the control plane; implements `ReloadMeter`. Labels: family, and phase or result."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        own = self.registry
+        self._reloads = Counter("serve_app_reloads", "Ended reloads and rollbacks.", ["family", "result"], registry=own)
+        self._stages = Histogram(
+            "serve_app_reload_stage_seconds", "Time of one phase of a change.", ["family", "phase"],
+            buckets=LATENCY_BUCKETS_S, registry=own,
+        )  # fmt: skip
+        self._commits = Histogram(
+            "serve_app_commit_seconds", "Time from the commit's start until every gateway was told.", ["family"],
+            buckets=LATENCY_BUCKETS_S, registry=own,
+        )  # fmt: skip
+        self._source_errors = Counter(
+            "serve_app_source_errors", "Looks at a source that failed.", ["family"], registry=own
+        )
+        self._update_errors = Counter(
+            "model_update_errors", "Changes of version that failed.", ["family"], registry=own
+        )
+
+    def observe_stage(self, family: str, phase: Phase, seconds: float) -> None:
+        """See `ReloadMeter.observe_stage`."""
+        self._stages.labels(family, phase.value).observe(seconds)
+
+    def observe_commit(self, family: str, seconds: float) -> None:
+        """See `ReloadMeter.observe_commit`."""
+        self._commits.labels(family).observe(seconds)
+
+    def count_reload(self, family: str, outcome: Outcome) -> None:
+        """See `ReloadMeter.count_reload`."""
+        self._reloads.labels(family, outcome.value).inc()
+        if outcome is Outcome.FAILED:
+            self._update_errors.labels(family).inc()
+
+    def count_source_error(self, family: str) -> None:
+        """See `ReloadMeter.count_source_error`."""
+        self._source_errors.labels(family).inc()
+
+
 def snapshot(registry: CollectorRegistry) -> list[MetricSnapshot]:
     """Copy all metrics of a registry as plain data."""
     return [
@@ -143,7 +186,7 @@ def _merge(snapshots: Sequence[tuple[str, Sequence[MetricSnapshot]]]) -> Iterabl
             heads.setdefault(name, (documentation, kind))
             into = sums.setdefault(name, {})
             for sample_name, labels, value in samples:
-                key = (sample_name, tuple((labels | {"replica": replica} if kind == "gauge" else labels).items()))
+                key = (sample_name, tuple(sorted((labels | {"replica": replica} if kind == "gauge" else labels).items())))
                 into[key] = into.get(key, 0.0) + value
     for name in sorted(heads):
         metric = Metric(name, *heads[name])

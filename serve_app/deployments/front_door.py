@@ -8,7 +8,7 @@ the slower way. docs/decisions/0001 has the figures and the drawbacks.
 """
 
 from starlette.middleware import Middleware
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.ingress.inference import Inference
 
@@ -32,6 +32,20 @@ class FrontDoor:
             await _open[0](scope, receive, send)
         else:
             await self._app(scope, receive, send)
+
+
+def without_request_id(app: ASGIApp) -> ASGIApp:
+    """Leave the header `X-Request-ID` to Ray's own middleware, which is around every application of Serve."""
+
+    async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_on(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [pair for pair in message["headers"] if pair[0] != b"x-request-id"]
+            await send(message)
+
+        await app(scope, receive, send_on)
+
+    return wrapped
 
 
 def middlewares() -> list[Middleware]:

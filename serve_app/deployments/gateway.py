@@ -6,18 +6,22 @@ from typing import Any
 import structlog
 from ray import serve
 from ray.serve.handle import DeploymentHandle
+from starlette.types import ASGIApp
 
+from serve_app.adapters.last_known import LastKnown
 from serve_app.adapters.log_setup import set_up_logging
 from serve_app.adapters.prometheus_metrics import GatewayMetrics, MetricSnapshot, exposition, snapshot
 from serve_app.config import AppConfig
 from serve_app.deployments import front_door
+from serve_app.deployments.handles import HandleControlPlane, ask_all
 from serve_app.deployments.pool_client import PoolClient
-from serve_app.ingress.api import Api, build_api
+from serve_app.domain.errors import ServeAppError
+from serve_app.domain.reload import RoutingTable
+from serve_app.ingress.api import build_api
 from serve_app.ingress.inference import Inference, RequestLimits
 from serve_app.usecases.coalesce_requests import BatchLimits
 from serve_app.usecases.route_request import RequestRouter
 
-METRICS_TIMEOUT_S = 3.0
 log = structlog.get_logger(__name__)
 
 PoolHandles = dict[str, dict[str, DeploymentHandle[Any]]]
@@ -28,7 +32,8 @@ class Gateway:
     """One replica of the HTTP ingress. Predictions go on with the last known routes while replicas do not report."""
 
     async def __init__(  # type: ignore[misc]  # Ray awaits a constructor that is async
-        self, config: AppConfig, pools: PoolHandles) -> None:
+        self, config: AppConfig, pools: PoolHandles, reconciler: DeploymentHandle[Any]
+    ) -> None:
         context = serve.get_replica_context()
         self._id = context.replica_id.unique_id
         self._own_handle = serve.get_deployment_handle(context.deployment, context.app_name)
@@ -36,6 +41,8 @@ class Gateway:
         limits = config.limits
         self._interval_s = config.gateway.pull_interval_s
         self._metrics = GatewayMetrics()
+        self._control = HandleControlPlane(reconciler)
+        self._last_known = LastKnown(config.last_known("routes"))
         self._clients = {
             (family, pool): PoolClient(
                 handle, family=family, max_inflight=limits.max_inflight_calls, timeout_s=limits.request_timeout_s,
@@ -56,32 +63,50 @@ class Gateway:
             access_log=config.logging.access_log,
         )  # fmt: skip
         self._required = frozenset(name for name, family in config.families.items() if family.required)
-        await self._pull_all()
+        table = await self._ask_table() or await asyncio.to_thread(self._last_known.read, RoutingTable)
+        if table is not None:
+            await self.follow(table)
         self._following = asyncio.create_task(self._follow_forever())
         front_door.open_for(self._inference)
 
-    def __serve_build_asgi_app__(self) -> Api:
+    def __serve_build_asgi_app__(self) -> ASGIApp:
         """Give Ray Serve the ASGI application."""
-        return build_api(self._router, self._inference, required=self._required, collect_metrics=self._collect_metrics)
+        api = build_api(self._router, self._inference, required=self._required, collect_metrics=self._collect_metrics)
+        return front_door.without_request_id(api)
 
     async def _follow_forever(self) -> None:
         while True:
-            await asyncio.sleep(self._interval_s)
             try:
-                await self._pull_all()
+                await asyncio.gather(*(self._pull(family, pool) for family, pool in self._clients))
+                await self.follow(await self._ask_table() or self._router.table)
             except Exception:
                 log.exception("routes not refreshed")
+            await asyncio.sleep(self._interval_s)
 
-    async def _pull_all(self) -> None:
-        await asyncio.gather(*(self._pull(family, pool, client) for (family, pool), client in self._clients.items()))
+    async def _ask_table(self) -> RoutingTable | None:
+        """Ask the Reconciler for the table; None while it is away."""
+        try:
+            return await self._control.table()
+        except ServeAppError as error:
+            log.warning("control plane away, the routes stay", reason=str(error))
+            return None
 
-    async def _pull(self, family: str, pool: str, client: PoolClient) -> None:
-        target = self._router.follow(family, pool, await client.pull())
-        if target is None:
-            return
-        loaded = self._router.loaded(target.family, target.version)
-        self._metrics.set_route(target.generation, family, target.version, pool, loaded.digest if loaded else "")
-        log.info("route changed", family=family, version=target.version, pool=pool, generation=target.generation)
+    async def _pull(self, family: str, pool: str) -> None:
+        self._router.observe(family, pool, await self._clients[family, pool].pull())
+
+    async def follow(self, table: RoutingTable) -> int:
+        """Route by this table from now on and return the generation in use; an older table is ignored."""
+        awaited = self._router.awaited(table)
+        await asyncio.gather(*(self._pull(family, pool) for family, pool in self._clients if family in awaited))
+        is_new = table.generation > self._router.generation
+        for target in self._router.follow(table):
+            loaded = self._router.loaded(target.family, target.version)
+            digest = loaded.digest if loaded else ""
+            self._metrics.set_route(target.generation, target.family, target.version, target.pool, digest)
+            log.info("route changed", family=target.family, version=target.version, generation=target.generation)
+        if is_new:
+            await asyncio.to_thread(self._last_known.write, table)
+        return self._router.generation
 
     async def metrics(self) -> tuple[str, list[MetricSnapshot]]:
         """Return the name of this replica and its metrics."""
@@ -89,8 +114,10 @@ class Gateway:
 
     async def _collect_metrics(self) -> bytes:
         """Merge the metrics of all gateways and all model replicas; one that does not answer is left out."""
-        handles = [self._own_handle, *(client.handle for client in self._clients.values())]
-        answers = await asyncio.gather(*(_ask_all(handle) for handle in handles))
+        pools = [client.handle for client in self._clients.values()]
+        answers = await asyncio.gather(
+            *(ask_all(handle, "metrics") for handle in (self._own_handle, self._control.handle, *pools))
+        )
         by_replica = dict(answer for group in answers for answer in group)
         by_replica.setdefault(*await self.metrics())
         return exposition(sorted(by_replica.items()))
@@ -99,12 +126,3 @@ class Gateway:
         """Fail when the task that follows the replicas has ended, which nothing but a defect can cause."""
         if self._following.done():
             raise RuntimeError(f"the following task of the gateway ended: {self._following}")
-
-
-async def _ask_all(handle: DeploymentHandle[Any]) -> list[tuple[str, list[MetricSnapshot]]]:
-    try:
-        answers = await handle.broadcast("metrics").results_async(timeout_s=METRICS_TIMEOUT_S, return_exceptions=True)
-    except Exception as error:
-        log.warning("metrics of a deployment are left out", reason=str(error))
-        return []
-    return [answer for answer in answers if isinstance(answer, tuple)]

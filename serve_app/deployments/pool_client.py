@@ -57,7 +57,7 @@ class PoolClient:
             if isinstance(outcome, UnknownVersionError):
                 self._versions.get(name, set()).discard(version)
             elif isinstance(outcome, LinkError):
-                self._drop(name)
+                self._drop(name, link)
             once(outcome)
 
         try:
@@ -68,7 +68,9 @@ class PoolClient:
     def _pick(self, version: str) -> tuple[str, LinkClient | None]:
         best: tuple[str, LinkClient | None] = ("", None)
         for name, link in self._links.items():
-            if version in self._versions.get(name, ()) and (best[1] is None or link.inflight < best[1].inflight):
+            if not link.is_open or version not in self._versions.get(name, ()):
+                continue
+            if best[1] is None or link.inflight < best[1].inflight:
                 best = name, link
         return best
 
@@ -81,6 +83,8 @@ class PoolClient:
         try:
             async with asyncio.timeout(self._timeout_s):
                 outputs = await self.handle.predict.remote(version, rows)
+        except RayTaskError as error:  # first: one whose cause is a TimeoutError is a TimeoutError too
+            done(_plain(error))
         except TimeoutError:
             done(UnavailableError(f"no answer within {self._timeout_s:g} s"))
         except Exception as error:
@@ -115,7 +119,7 @@ class PoolClient:
                 max_frame_bytes=self._max_frame_bytes, timeout_s=CONNECT_TIMEOUT_S,
             )  # fmt: skip
         except LinkError as error:
-            self._drop(status.replica_id)
+            self._links.pop(status.replica_id, None)
             log.warning("no link to replica, calls go over the handle", replica=status.replica_id, reason=str(error))
 
     def _retire(self, name: str) -> None:
@@ -125,10 +129,11 @@ class PoolClient:
         if link is not None:
             self._loop.call_later(0 if link.inflight == 0 else self._timeout_s, link.close)
 
-    def _drop(self, name: str) -> None:
-        link = self._links.pop(name, None)
-        if link is not None:
-            link.close()
+    def _drop(self, name: str, link: LinkClient) -> None:
+        """Forget a link that failed, unless a new one to the same replica has taken its place."""
+        if self._links.get(name) is link:
+            del self._links[name]
+        link.close()
 
 
 class _Once:

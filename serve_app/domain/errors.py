@@ -9,7 +9,7 @@ from difflib import get_close_matches
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ` (did you mean 'x'?)` for the known name most like `name`, or an empty string."""
-    matches = get_close_matches(name, list(known), n=1, cutoff=0.6)
+    matches = get_close_matches(name[:64], list(known), n=1, cutoff=0.6)  # a client may send a name of megabytes
     return f" (did you mean {matches[0]!r}?)" if matches else ""
 
 
@@ -23,6 +23,9 @@ class ConfigError(ServeAppError):
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
         super().__init__("; ".join(self.problems))
+
+    def __reduce__(self) -> tuple[type["ConfigError"], tuple[tuple[str, ...]]]:
+        return type(self), (self.problems,)
 
 
 class BundleError(ServeAppError):
@@ -79,6 +82,9 @@ class UnknownFamilyError(RequestError):
             f"unknown family {family!r}{nearest(family, known)}; this server has {', '.join(known) or 'none'}"
         )
 
+    def __reduce__(self) -> tuple[type["UnknownFamilyError"], tuple[str, tuple[str, ...]]]:
+        return type(self), (self.family, self.known)
+
 
 class UnknownVersionError(RequestError):
     """The version that was asked for is not loaded for this family."""
@@ -111,3 +117,42 @@ class OverloadedError(UnavailableError):
 
 class PredictionError(ServeAppError):
     """The model raised on these rows; the message says what, the log has the traceback."""
+
+
+class StoreError(ServeAppError):
+    """The state store cannot be used now; nothing has changed and predictions go on."""
+
+
+class StaleRevisionError(StoreError):
+    """Another writer changed the state first."""
+
+
+class TrialError(ServeAppError):
+    """A bundle failed its trial. `blames_bundle` is False where the trial itself could not be held."""
+
+    def __init__(self, message: str, *, blames_bundle: bool = True) -> None:
+        self.blames_bundle = blames_bundle
+        super().__init__(message)
+
+
+class PinnedError(ServeAppError):
+    """The configuration pins another version than the one asked for."""
+
+    def __init__(self, family: str, pin: str) -> None:
+        self.family = family
+        self.pin = pin
+        super().__init__(f"family {family!r} is pinned to {pin!r} by user_config; change the pin there")
+
+    def __reduce__(self) -> tuple[type["PinnedError"], tuple[str, str]]:
+        return type(self), (self.family, self.pin)
+
+    def __reduce__(self) -> tuple[type["PinnedError"], tuple[str, str]]:
+        return type(self), (self.family, self.pin)
+
+
+class ReloadDisabledError(ServeAppError):
+    """The family's reload mode takes no calls."""
+
+
+class ReloadError(ServeAppError):
+    """A change of version failed; what was served before still is."""

@@ -63,7 +63,7 @@ def rows_of(instances: Any, input_names: Sequence[str], *, max_rows: int) -> lis
     if isinstance(instances, Mapping) or (isinstance(instances, list) and instances and _is_scalar(instances[0])):
         instances = [instances]
     if not isinstance(instances, list):
-        raise InvalidInputError(f"expected a list of rows, got {_kind(instances)}")
+        raise InvalidInputError(f"expected a list of rows, got {json_kind(instances)}")
     if not instances:
         raise InvalidInputError("expected at least one row, got an empty list")
     if len(instances) > max_rows:
@@ -83,11 +83,11 @@ def _row(instance: Any, i: int, input_names: Sequence[str]) -> list[float]:
         values = [instance[name] for name in input_names]
     else:
         raise InvalidInputError(
-            f"row {i}: expected a list of {len(input_names)} numbers or an object, got {_kind(instance)}"
+            f"row {i}: expected a list of {len(input_names)} numbers or an object, got {json_kind(instance)}"
         )
     for value, name in zip(values, input_names, strict=True):
         if type(value) is not float and type(value) is not int:
-            raise InvalidInputError(f"row {i}, field {name!r}: expected a number, got {_kind(value)}")
+            raise InvalidInputError(f"row {i}, field {name!r}: expected a number, got {json_kind(value)}")
         if not _is_finite(value):
             raise InvalidInputError(
                 f"row {i}, field {name!r}: expected a finite number, got one beyond the range of float64"
@@ -96,12 +96,17 @@ def _row(instance: Any, i: int, input_names: Sequence[str]) -> list[float]:
 
 
 def _check_fields(instance: dict[str, Any], i: int, input_names: Sequence[str]) -> None:
-    unknown = [name for name in instance if name not in input_names]
-    if unknown:
-        raise InvalidInputError(f"row {i}: unknown field {unknown[0]!r}{nearest(unknown[0], input_names)}")
+    unknown = next((name for name in instance if name not in input_names), None)
+    if unknown is not None:
+        raise InvalidInputError(f"row {i}: unknown field {shortened(unknown)}{nearest(unknown, input_names)}")
     missing = [name for name in input_names if name not in instance]
     if missing:
         raise InvalidInputError(f"row {i}: missing field{'s' if len(missing) > 1 else ''} {_some(missing)}")
+
+
+def shortened(text: str, most: int = 64) -> str:
+    """Quote what a client sent for a message, at most `most` characters of it."""
+    return repr(text if len(text) <= most else text[:most] + "…")
 
 
 def _is_finite(value: float) -> bool:
@@ -120,15 +125,14 @@ def _some(names: Sequence[str], most: int = 6) -> str:
     return shown if len(names) <= most else f"{shown}, … {len(names) - most} more"
 
 
-def _kind(value: Any) -> str:
+def json_kind(value: Any) -> str:
     """Name the JSON type of `value`, with a short look at it."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        shown = value if len(value) <= 24 else value[:24] + "…"
-        return f"the string {shown!r}"
+        return f"the string {shortened(value, 24)}"
     if isinstance(value, list):
         return f"a list of {len(value)}"
     if isinstance(value, Mapping):

@@ -37,17 +37,25 @@ class LoadedVersion(_Document):
 
 
 class ReplicaStatus(_Document):
-    """A replica, the version it is asked for, the one it serves by default, and all that it holds."""
+    """A replica, the wish in its `user_config`, all versions that it holds, and by digest why it refused others.
+
+    `loading` maps the versions under way to the stage they are in.
+    """
 
     replica_id: str
     family: str
     pool: str
     wanted: str
-    active: str | None = None
     versions: tuple[LoadedVersion, ...] = ()
+    loading: dict[str, str] = {}
+    failed: dict[str, str] = {}
     last_error: str | None = None
     link: LinkAddress | None = None
 
     def holds(self, version: str) -> bool:
         """True when the version is loaded here."""
         return any(loaded.version == version for loaded in self.versions)
+
+    def holds_bundle(self, version: str, digest: str) -> bool:
+        """True when the version is loaded here from the very bundle with that digest."""
+        return any(loaded.version == version and loaded.digest == digest for loaded in self.versions)

@@ -11,7 +11,13 @@ from serve_app.domain.errors import nearest
 
 def problems_of(error: ValidationError, model: type[BaseModel]) -> tuple[str, ...]:
     """List every problem of a document that does not fit `model`, one sentence each, in the order of the document."""
-    return tuple(_sentence(dict(problem), model) for problem in error.errors(include_url=False, include_context=True))
+    problems: list[dict[str, Any]] = [dict(problem) for problem in error.errors(include_url=False)]
+    return tuple(_sentence(problem, model) for problem in problems if not _is_echo(problem))
+
+
+def _is_echo(problem: dict[str, Any]) -> bool:
+    """Say whether pydantic calls a list too short only because an item in it, told already, is wrong."""
+    return problem["type"] == "too_short" and len(problem["input"]) >= problem["ctx"]["min_length"]
 
 
 def _sentence(problem: dict[str, Any], model: type[BaseModel]) -> str:
@@ -22,10 +28,18 @@ def _sentence(problem: dict[str, Any], model: type[BaseModel]) -> str:
         return f"{path}: unknown key{nearest(str(loc[-1]), known)}; known: {', '.join(sorted(known))}"
     if problem["type"] == "missing":
         return f"{path}: missing"
-    expected = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    message: str = problem["msg"]
     if problem["type"] == "value_error":
-        return f"{path}: {expected}"
-    return f"{path}: expected {expected}, found {_shown(problem['input'])}"
+        said = message.removeprefix("Value error, ")
+        return f"{path}: {said}" if loc else said
+    if message.startswith("Input should be "):
+        return f"{path}: expected {message.removeprefix('Input should be ')}, found {_shown(problem['input'])}"
+    subject, _, rule = message.partition(" should ")  # such as: String should match pattern '…'
+    return f"{path}: expected {_article(subject)} to {rule}, found {_shown(problem['input'])}"
+
+
+def _article(noun: str) -> str:
+    return f"{'an' if noun[:1] in 'AEIOU' else 'a'} {noun[:1].lower()}{noun[1:]}"
 
 
 def _shown(value: Any) -> str:

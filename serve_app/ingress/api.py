@@ -3,11 +3,16 @@
 from importlib.metadata import PackageNotFoundError, version
 
 import structlog
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 
+from serve_app.ingress.admin import Admin
+from serve_app.ingress.admin_models import admin_models_routers
 from serve_app.ingress.error_responses import error_response
 from serve_app.ingress.health import CollectMetrics, health_router
 from serve_app.ingress.inference import Inference, Receive, Scope, Send
+from serve_app.ingress.operations import operations_router
+from serve_app.ingress.reload_all import reload_all_router
+from serve_app.ingress.reload_routes import admin_reload_router, models_reload_router
 from serve_app.usecases.route_request import RequestRouter
 
 log = structlog.get_logger(__name__)
@@ -29,12 +34,19 @@ class Api:
 
 
 def build_api(
-    router: RequestRouter, inference: Inference, *, required: frozenset[str], collect_metrics: CollectMetrics
+    router: RequestRouter,
+    inference: Inference,
+    *,
+    required: frozenset[str],
+    collect_metrics: CollectMetrics,
+    admin: Admin | None = None,
 ) -> Api:
-    """Put the routes together."""
+    """Put the routes together; without `admin` there are no admin routes."""
     rest = FastAPI(title="serve-app", version=_version(), description="Model server on Ray Serve.")
     rest.include_router(inference.describe())
     rest.include_router(health_router(router, required, collect_metrics))
+    for routes in admin_routers(router, admin) if admin is not None else ():
+        rest.include_router(routes)
 
     @rest.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:
@@ -43,6 +55,17 @@ def build_api(
         return Response(body, status_code=status, headers={name.decode(): value.decode() for name, value in headers})
 
     return Api(inference, rest)
+
+
+def admin_routers(router: RequestRouter, admin: Admin) -> list[APIRouter]:
+    """Build all admin routes."""
+    return [
+        reload_all_router(router, admin),
+        admin_reload_router(router, admin),
+        models_reload_router(router, admin),
+        *admin_models_routers(router, admin),
+        operations_router(router, admin),
+    ]
 
 
 def _version() -> str:

@@ -4,7 +4,7 @@ from typing import Final
 
 import orjson
 
-from serve_app.domain import errors
+from serve_app.domain import access, errors, model_paths
 
 Response = tuple[int, list[tuple[bytes, bytes]], bytes]
 """Status, headers without content-length, body."""
@@ -13,11 +13,18 @@ STATUS: Final[tuple[tuple[type[Exception], int], ...]] = (
     (errors.NotJsonError, 400),
     (errors.UnknownFamilyError, 404),
     (errors.UnknownVersionError, 404),
+    (model_paths.UnknownModelError, 404),
     (errors.PayloadTooLargeError, 413),
     (errors.UnsupportedMediaTypeError, 415),
     (errors.InvalidInputError, 422),
     (errors.RequestError, 400),
+    (access.UnauthenticatedError, 401),
+    (access.ForbiddenError, 403),
+    (errors.PinnedError, 409),
+    (errors.ReloadDisabledError, 409),
     (errors.UnavailableError, 503),
+    (errors.SourceError, 503),
+    (errors.StoreError, 503),
     (errors.PredictionError, 500),
 )
 JSON_HEADER: Final = (b"content-type", b"application/json")
@@ -35,4 +42,6 @@ def error_response(error: Exception) -> Response:
     headers = [JSON_HEADER]
     if isinstance(error, errors.UnavailableError):
         headers.append((b"retry-after", str(error.retry_after_s).encode()))
+    if isinstance(error, access.UnauthenticatedError):
+        headers.append((b"www-authenticate", b"Bearer"))
     return status, headers, orjson.dumps({"detail": detail})

@@ -82,8 +82,8 @@ def _family_body(router: RequestRouter, family: str) -> dict[str, Any]:
                 "replica": status.replica_id,
                 "pool": status.pool,
                 "wanted": status.wanted,
-                "active": status.active,
                 "loaded": [loaded.version for loaded in status.versions],
+                "loading": status.loading,
                 "last_error": status.last_error,
             }
             for status in router.statuses(family)

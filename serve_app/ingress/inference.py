@@ -3,8 +3,10 @@
 It stands in the OpenAPI document through `describe`, which registers the same paths with FastAPI.
 """
 
+import contextlib
 import itertools
 import os
+import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +15,9 @@ from typing import Any, Final
 
 import structlog
 from fastapi import APIRouter, Request, Response
+from numpy.typing import NDArray
 
-from serve_app.domain.errors import PayloadTooLargeError, ServeAppError
+from serve_app.domain.errors import PayloadTooLargeError, ServeAppError, UnavailableError, UnknownVersionError
 from serve_app.ingress import error_responses
 from serve_app.ingress.wire import (
     PredictAnswer,
@@ -34,6 +37,8 @@ Send = Callable[[Message], Awaitable[None]]
 Headers = Sequence[tuple[bytes, bytes]]
 
 PREFIX: Final = "/predict"
+_ECHOED: Final = re.compile(rb"[\x21-\x7e]{1,128}")
+"""A request id of the client that is safe in a header and in a log; any other is replaced by ours."""
 LIVE_BODY: Final = b'{"status":"alive"}'
 _LIVE_HEADERS: Final = [(b"content-type", b"application/json"), (b"content-length", str(len(LIVE_BODY)).encode())]
 log = structlog.get_logger(__name__)
@@ -76,7 +81,7 @@ class Inference:
         path: str = scope["path"]
         if scope["method"] == "POST":
             return path.startswith("/predict/") or path == PREFIX
-        return path == "/live"
+        return path == "/live" and scope["method"] in ("GET", "HEAD")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request as an ASGI application; errors become answers, nothing is raised."""
@@ -105,12 +110,16 @@ class Inference:
             check_media_type(asked.content_type)
             target = self._router.target(family, asked.forced_version)
             rows = read_rows(body, target.input_names, max_rows=self._limits.max_rows)
-            outputs = await target.coalescer.submit(rows)
+            try:
+                outputs = await target.coalescer.submit(rows)
+            except UnknownVersionError:
+                if target.reason == "forced":
+                    raise
+                target, outputs = await self._fall_back(target, rows)
             answer = b'{"predictions":' + predictions_json(outputs, target.output_names) + _tail(target)
         except Exception as error:
             return self._refuse(asked, path, error, target, time.perf_counter() - started_s)
-        headers = self._id_headers(asked)
-        headers += _route_headers(target)
+        headers = [error_responses.JSON_HEADER, *self._id_headers(asked), *_route_headers(target)]
         seconds = time.perf_counter() - started_s
         self._meter.observe(target.family, target.version, target.variant, 200, seconds)
         if self._access_log:
@@ -118,6 +127,18 @@ class Inference:
                 "predicted", family=target.family, version=target.version, rows=len(rows), seconds=round(seconds, 6)
             )
         return 200, headers, answer
+
+    async def _fall_back(self, target: Target, rows: list[list[float]]) -> tuple[Target, NDArray[Any]]:
+        """Answer by the last good version when no replica holds the right one; the answer's headers say so.
+
+        Raises:
+            UnavailableError: There is no last good version either; the routes follow within a second.
+        """
+        other = self._router.fallback(target)
+        if other is not None:
+            with contextlib.suppress(UnknownVersionError):  # the client asked for neither: no 404
+                return other, await other.coalescer.submit(rows)
+        raise UnavailableError(f"version {target.version!r} of {target.family!r} is being replaced; try again")
 
     def _refuse(
         self, asked: _Asked, path: str, error: Exception, target: Target | None = None, seconds: float = 0.0
@@ -143,16 +164,14 @@ class Inference:
             raise PayloadTooLargeError(f"expected a body of at most {limit} bytes, got {asked.content_length}")
         message = await receive()
         body: bytes = message.get("body", b"")
-        if not message.get("more_body", False):
-            return body
         parts, size = [body], len(body)
-        while message.get("more_body", False):
+        while size <= limit and message.get("more_body", False):
             message = await receive()
             parts.append(message.get("body", b""))
             size += len(parts[-1])
-            if size > limit:
-                raise PayloadTooLargeError(f"expected a body of at most {limit} bytes, got more")
-        return b"".join(parts)
+        if size > limit:
+            raise PayloadTooLargeError(f"expected a body of at most {limit} bytes, got more")
+        return body if len(parts) == 1 else b"".join(parts)
 
     def _id_headers(self, asked: _Asked) -> list[tuple[bytes, bytes]]:
         prediction_id = f"{self._id_prefix}-{next(self._ids)}".encode()
@@ -175,14 +194,17 @@ class Inference:
             response.raw_headers.extend(headers)
             return response
 
-        for path, summary in (
-            ("/predict/{family}", "Predict with a family"),
-            ("/predict/", "Predict with the default family"),
+        family = {"name": "family", "in": "path", "required": True, "schema": {"type": "string"}}
+        for path, summary, parameters in (
+            ("/predict/{family}", "Predict with a family", [family]),
+            ("/predict/", "Predict with the default family", []),
         ):
             api.add_api_route(
-                path, predict, methods=["POST"], summary=summary, response_model=None, openapi_extra=schema,
+                path, predict, methods=["POST"], summary=summary, response_model=None,
+                openapi_extra=schema | {"parameters": parameters},
                 responses={200: {"model": PredictAnswer}, 400: {}, 404: {}, 413: {}, 415: {}, 422: {}, 503: {}},
             )  # fmt: skip
+        api.add_api_route(PREFIX, predict, methods=["POST"], response_model=None, include_in_schema=False)
         return api
 
 
@@ -193,11 +215,11 @@ def _read_headers(headers: Headers) -> _Asked:
         if name == b"content-type":
             asked.content_type = value
         elif name == b"content-length":
-            asked.content_length = int(value) if value.isdigit() else 0
-        elif name == b"x-request-id":
-            asked.request_id = value[:128]
-        elif name == b"x-correlation-id":
-            correlation_id = value[:128]
+            asked.content_length = int(value[:20]) if value.isdigit() else 0
+        elif name == b"x-request-id" and _ECHOED.fullmatch(value):
+            asked.request_id = value
+        elif name == b"x-correlation-id" and _ECHOED.fullmatch(value):
+            correlation_id = value
         elif name == b"x-model-version":
             asked.forced_version = value.decode("latin-1")
     asked.request_id = asked.request_id or correlation_id
@@ -207,7 +229,6 @@ def _read_headers(headers: Headers) -> _Asked:
 @lru_cache(maxsize=512)
 def _route_headers(target: Target) -> tuple[tuple[bytes, bytes], ...]:
     return (
-        error_responses.JSON_HEADER,
         (b"x-model-family", target.family.encode()),
         (b"x-model-version", target.version.encode()),
         (b"x-model-variant", target.variant.encode()),

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from serve_app.domain.errors import InvalidInputError, NotJsonError, UnsupportedMediaTypeError, nearest
-from serve_app.domain.signature import rows_of
+from serve_app.domain.signature import json_kind, rows_of, shortened
 
 JSON_TYPES: Final = (b"application/json", b"text/json")
 UNTYPED: Final = (b"", b"application/x-www-form-urlencoded", b"application/octet-stream")
@@ -57,9 +57,12 @@ def read_rows(body: bytes, input_names: tuple[str, ...], *, max_rows: int) -> li
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:
+        if error.msg.startswith("number is infinity"):  # 1e999 is JSON, but no float64
+            where = f"at character {error.pos}"
+            raise InvalidInputError(f"expected finite numbers, got one beyond the range of float64 {where}") from None
         raise NotJsonError(_not_json(body, error)) from None
     if type(document) is not dict:
-        raise InvalidInputError("expected an object with 'instances', got " + type(document).__name__)
+        raise InvalidInputError("expected an object with 'instances', got " + json_kind(document))
     instances = document.get("instances")
     if instances is None or len(document) > 1:
         instances = _instances(document)
@@ -70,14 +73,16 @@ def _instances(document: dict[str, Any]) -> Any:
     for key in document:
         if key not in _KEYS:
             raise InvalidInputError(
-                f"unknown key {key!r}{nearest(key, _KEYS)}; expected 'instances' and optionally 'entity'"
+                f"unknown key {shortened(key)}{nearest(key, _KEYS)}; expected 'instances' and optionally 'entity'"
             )
     given = [key for key in ("instances", "features") if document.get(key) is not None]
-    if len(given) != 1:
-        raise InvalidInputError(f"expected one of 'instances' and 'features', got {'both' if given else 'none'}")
+    if not given:
+        raise InvalidInputError("expected 'instances', got neither it nor 'features'")
+    if len(given) == 2:
+        raise InvalidInputError("expected one of 'instances' and 'features', got both")
     entity = document.get("entity")
     if entity is not None and not isinstance(entity, str):
-        raise InvalidInputError(f"'entity': expected a string, got {type(entity).__name__}")
+        raise InvalidInputError(f"'entity': expected a string, got {json_kind(entity)}")
     return document[given[0]]
 
 

@@ -4,19 +4,28 @@ No timer: an idle server adds no delay, a busy one batches by itself. One coales
 """
 
 import asyncio
+import itertools
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from serve_app.domain.errors import OverloadedError, PredictionError, UnavailableError, UnknownVersionError
+from serve_app.domain.errors import (
+    OverloadedError,
+    PayloadTooLargeError,
+    PredictionError,
+    UnavailableError,
+    UnknownVersionError,
+)
 from serve_app.usecases.ports import PredictClient
 
 MAX_TRIES = 2
-"""A batch whose replica went away, or does not hold the version, is sent once more, to another replica."""
+"""A request whose replica went away, or does not hold the version, is sent once more, to another replica."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +41,16 @@ class BatchLimits:
 @dataclass(slots=True, eq=False)
 class _Waiting:
     rows: list[list[float]]
+    n_bytes: int
     future: "asyncio.Future[NDArray[Any]]"
     deadline_s: float
-    tries: int = field(default=0)
+    lost_tries: int = field(default=0)
+
+
+@dataclass(slots=True, eq=False)
+class _Batch:
+    waiting: list[_Waiting]
+    n_rows: int
 
 
 class Coalescer:
@@ -49,8 +65,9 @@ class Coalescer:
         self._on_batch = on_batch
         self._loop = asyncio.get_running_loop()
         self._queue: deque[_Waiting] = deque()
-        self._calls_out = 0
+        self._batches_out: set[_Batch] = set()
         self._flush_is_due = False
+        self._expiry: asyncio.TimerHandle | None = None
 
     @property
     def queued(self) -> int:
@@ -60,7 +77,7 @@ class Coalescer:
     @property
     def is_idle(self) -> bool:
         """True when nothing waits and no call is out."""
-        return not self._queue and not self._calls_out
+        return not self._queue and not self._batches_out
 
     def submit(self, rows: list[list[float]]) -> "asyncio.Future[NDArray[Any]]":
         """Queue the rows of one request; the future gives the outputs (len(rows), n_outputs).
@@ -69,11 +86,20 @@ class Coalescer:
 
         Raises:
             OverloadedError: Too many requests wait already.
+            PayloadTooLargeError: The rows are more than one call may carry.
         """
+        n_bytes = len(rows) * len(rows[0]) * 8
+        if n_bytes > self._limits.max_batch_bytes:
+            raise PayloadTooLargeError(
+                f"expected at most {self._limits.max_batch_bytes} bytes of rows in a request, got {n_bytes}"
+            )
         if len(self._queue) >= self._limits.max_queued_requests:
             raise OverloadedError(f"{len(self._queue)} requests wait already, the limit; try again")
-        waiting = _Waiting(rows, self._loop.create_future(), self._loop.time() + self._limits.request_timeout_s)
+        deadline_s = self._loop.time() + self._limits.request_timeout_s
+        waiting = _Waiting(rows, n_bytes, self._loop.create_future(), deadline_s)
         self._queue.append(waiting)
+        if self._expiry is None:
+            self._expiry = self._loop.call_at(deadline_s, self._expire)
         self._flush_soon()
         return waiting.future
 
@@ -86,71 +112,91 @@ class Coalescer:
     def _flush(self) -> None:
         self._flush_is_due = False
         capacity = max(self._client.capacity, 1)
-        while self._queue and self._calls_out < capacity:
+        while self._queue and len(self._batches_out) < capacity:
             batch = self._next_batch()
             if batch:
                 self._send(batch)
 
+    def _expire(self) -> None:
+        """Fail every request whose time is up, waiting or sent; wake up again for the oldest of the others.
+
+        One timer for all: a timer for each request would cost more than the rest of this class.
+        """
+        now_s = self._loop.time()
+        oldest_s = math.inf
+        for waiting in itertools.chain(self._queue, *(batch.waiting for batch in self._batches_out)):
+            if waiting.future.done():
+                continue
+            if waiting.deadline_s <= now_s:
+                waiting.future.set_exception(UnavailableError(f"no answer within {self._limits.request_timeout_s:g} s"))
+            else:
+                oldest_s = min(oldest_s, waiting.deadline_s)
+        self._queue = deque(waiting for waiting in self._queue if not waiting.future.done())
+        self._expiry = self._loop.call_at(oldest_s, self._expire) if oldest_s < math.inf else None
+
     def _next_batch(self) -> list[_Waiting]:
-        """Take requests from the queue up to the bounds; at least one. Cancelled ones are left out, late ones fail."""
+        """Take requests from the queue up to the bounds; at least one. Those that want no answer any more are left out."""
         batch: list[_Waiting] = []
         n_rows = n_bytes = 0
-        now_s = self._loop.time()
         while self._queue:
             waiting = self._queue[0]
             if waiting.future.done():
                 self._queue.popleft()
                 continue
-            if waiting.deadline_s < now_s:
-                self._queue.popleft()
-                waiting.future.set_exception(UnavailableError("no replica was free within the time limit"))
-                continue
-            rows = len(waiting.rows)
-            size = rows * len(waiting.rows[0]) * 8
-            if batch and (n_rows + rows > self._limits.max_batch_rows or n_bytes + size > self._limits.max_batch_bytes):
+            n_rows += len(waiting.rows)
+            n_bytes += waiting.n_bytes
+            if batch and (n_rows > self._limits.max_batch_rows or n_bytes > self._limits.max_batch_bytes):
                 break
             batch.append(self._queue.popleft())
-            n_rows += rows
-            n_bytes += size
         return batch
 
-    def _send(self, batch: list[_Waiting]) -> None:
-        rows = np.array([row for waiting in batch for row in waiting.rows], dtype=np.float64)
-        self._calls_out += 1
-        for waiting in batch:
-            waiting.tries += 1
+    def _send(self, waiting: list[_Waiting]) -> None:
+        rows = np.array([row for one in waiting for row in one.rows], dtype=np.float64)
+        batch = _Batch(waiting, len(rows))
+        self._batches_out.add(batch)
         if self._on_batch is not None:
             self._on_batch(len(rows))
-        self._client.call(self._version, rows, lambda outcome: self._done(batch, len(rows), outcome))
+        self._client.call(self._version, rows, partial(self._done, batch))
 
-    def _done(self, batch: list[_Waiting], n_rows: int, outcome: NDArray[Any] | Exception) -> None:
-        self._calls_out -= 1
-        if isinstance(outcome, np.ndarray):
-            if len(outcome) == n_rows:
-                self._deliver(batch, outcome)
-            else:
-                self._fail(batch, PredictionError(f"expected {n_rows} rows from the model, got {len(outcome)}"))
-        elif isinstance(outcome, PredictionError) and len(batch) > 1:
-            for waiting in batch:  # one request spoils the batch: each gets its own answer
-                self._send([waiting])
-        elif isinstance(outcome, UnavailableError | UnknownVersionError) and batch[0].tries < MAX_TRIES:
-            self._queue.extendleft(reversed(batch))
+    def _done(self, batch: _Batch, outcome: NDArray[Any] | Exception) -> None:
+        self._batches_out.discard(batch)
+        if not isinstance(outcome, np.ndarray):
+            self._settle(batch, outcome)
+        elif outcome.ndim == 2 and len(outcome) == batch.n_rows:
+            self._deliver(batch, outcome)
         else:
-            self._fail(batch, outcome)
+            expected = f"expected {batch.n_rows} rows of outputs from the model"
+            self._fail(batch.waiting, PredictionError(f"{expected}, got an array of shape {outcome.shape}"))
         if self._queue:
             self._flush_soon()
 
+    def _settle(self, batch: _Batch, error: Exception) -> None:
+        """Give everybody in a failed batch another chance, or tell them."""
+        left = [waiting for waiting in batch.waiting if not waiting.future.done()]
+        if isinstance(error, PredictionError) and len(batch.waiting) > 1:
+            middle = (len(left) + 1) // 2  # one request spoils the batch: halving finds it with few calls
+            for part in (left[:middle], left[middle:]):
+                if part:
+                    self._send(part)
+        elif isinstance(error, UnavailableError | UnknownVersionError):
+            for waiting in left:
+                waiting.lost_tries += 1
+            self._fail([waiting for waiting in left if waiting.lost_tries >= MAX_TRIES], error)
+            self._queue.extendleft(waiting for waiting in reversed(left) if waiting.lost_tries < MAX_TRIES)
+        else:
+            self._fail(left, error)
+
     @staticmethod
-    def _deliver(batch: list[_Waiting], outputs: NDArray[Any]) -> None:
+    def _deliver(batch: _Batch, outputs: NDArray[Any]) -> None:
         at = 0
-        for waiting in batch:
+        for waiting in batch.waiting:
             end = at + len(waiting.rows)
             if not waiting.future.done():
                 waiting.future.set_result(outputs[at:end])
             at = end
 
     @staticmethod
-    def _fail(batch: list[_Waiting], error: Exception) -> None:
-        for waiting in batch:
+    def _fail(left: list[_Waiting], error: Exception) -> None:
+        for waiting in left:
             if not waiting.future.done():
                 waiting.future.set_exception(error)

@@ -1,13 +1,14 @@
 """Load one version: fetch, verify, check against the operator's rules, deserialize, warm up, try the golden samples."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from serve_app.domain.errors import BundleError
 from serve_app.domain.manifest import check_manifest
+from serve_app.domain.model_slot import SlotState
 from serve_app.domain.status import LoadedVersion
 from serve_app.usecases.check_golden import check_golden, golden_samples
 from serve_app.usecases.ports import Bundle, BundleSource, Clock, Loader, Predictor
@@ -37,9 +38,20 @@ class LoadedModel:
 
 
 def load_model(
-    source: BundleSource, version: str, *, policy: LoadPolicy, loaders: Mapping[str, Loader], clock: Clock
+    source: BundleSource,
+    version: str,
+    *,
+    policy: LoadPolicy,
+    loaders: Mapping[str, Loader],
+    clock: Clock,
+    digest: str | None = None,
+    on_stage: Callable[[SlotState], None] = lambda stage: None,
 ) -> LoadedModel:
     """Load `version` (or `"current"`) completely, or raise and leave nothing behind.
+
+    `digest` is the sha256 (hex) that the manifest must have; None takes any. `on_stage` hears of each stage as it
+    begins, in this thread; what it raises ends the load. The source checks the files' digests while it fetches, on the
+    bytes that it keeps, so verifying is what is left: the digest of the whole and the operator's rules.
 
     Raises:
         BundleError: The bundle is refused, with all its problems.
@@ -47,7 +59,11 @@ def load_model(
         SourceError: The source cannot be read now.
     """
     started_s = clock.monotonic_s()
+    on_stage(SlotState.FETCHING)
     bundle = source.fetch(version)
+    on_stage(SlotState.VERIFYING)
+    if digest is not None and bundle.digest != digest:
+        raise wrong_digest(bundle.location, expected=digest, found=bundle.digest)
     manifest = bundle.manifest
     name = manifest.loader or policy.default_loader
     problems = check_manifest(
@@ -60,8 +76,11 @@ def load_model(
     )
     if problems:
         raise BundleError(bundle.location, problems)
+    on_stage(SlotState.LOADING)
     predictor = loaders[name].load(bundle)
+    on_stage(SlotState.WARMING_UP)
     batch_s = _warm_up(predictor, bundle)
+    on_stage(SlotState.CHECKING)
     check_golden(predictor, bundle)
     return LoadedModel(
         predictor,
@@ -82,6 +101,13 @@ def load_model(
     )
 
 
+def wrong_digest(where: str, *, expected: str, found: str) -> BundleError:
+    """Return the error for a bundle that is not the one asked for, though its version is."""
+    return BundleError(
+        where, [f"expected a manifest with sha256 {expected}, found one with {found}; a version never changes"]
+    )
+
+
 def _warm_up(predictor: Predictor, bundle: Bundle) -> float:
     """Predict a few times, the golden inputs where there are some, and return the seconds of the fastest batch."""
     golden = golden_samples(bundle)
@@ -91,6 +117,10 @@ def _warm_up(predictor: Predictor, bundle: Bundle) -> float:
     times_s = []
     for _ in range(_WARM_UP_RUNS):
         started_s = time.perf_counter()
-        predictor.predict(batch)
+        outputs = predictor.predict(batch)
         times_s.append(time.perf_counter() - started_s)
+        expected = (_WARM_UP_ROWS, len(predictor.signature.outputs))
+        if outputs.shape != expected:
+            problem = f"expected outputs of shape {expected}, as the signature says, found {outputs.shape}"
+            raise BundleError(bundle.location, [problem])
     return min(times_s)

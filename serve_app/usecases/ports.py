@@ -8,7 +8,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve_app.domain.manifest import Manifest
+from serve_app.domain.reload import (
+    AuditEntry,
+    KnownVersion,
+    Operation,
+    Outcome,
+    Phase,
+    RoutingTable,
+    StoredState,
+    VersionRef,
+)
 from serve_app.domain.signature import Signature
+from serve_app.domain.status import ReplicaStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,4 +149,158 @@ class RequestMeter(Protocol):
 
     def observe(self, family: str, version: str, variant: str, status: int, seconds: float) -> None:
         """Count one answer; family and version are empty where the request named none that exists."""
+        ...
+
+
+class StateStore(Protocol):
+    """Keeps what the control plane must not forget. Blocking; safe to call from several threads; does not retry."""
+
+    def read(self) -> StoredState:
+        """Return the stored state; an empty one at first.
+
+        Raises:
+            StoreError: The store cannot be read now.
+        """
+        ...
+
+    def write(self, state: StoredState, *, expected_revision: int, entry: AuditEntry | None = None) -> None:
+        """Replace the state if its revision still is `expected_revision`, and append `entry`: both or nothing.
+
+        Raises:
+            StaleRevisionError: Another writer was faster; read again.
+            StoreError: The store cannot be written now (full, read-only, locked); nothing has changed.
+        """
+        ...
+
+    def append(self, entry: AuditEntry) -> None:
+        """Append to the audit log without touching the state.
+
+        Raises:
+            StoreError: The store cannot be written now.
+        """
+        ...
+
+    def audit(
+        self, *, family: str | None = None, operation_id: str | None = None, limit: int = 100
+    ) -> list[AuditEntry]:
+        """Return the newest audit entries first.
+
+        Raises:
+            StoreError: The store cannot be read now.
+        """
+        ...
+
+    def take_lease(self, owner: str, *, ttl_s: float, now_s: float) -> str:
+        """Take or renew the lease of the one who may change things, and return who holds it now.
+
+        It is taken when it is free, expired at `now_s`, or held by `owner` already. A clock that jumps back never
+        extends another's lease beyond `ttl_s` from `now_s`.
+
+        Raises:
+            StoreError: The store cannot be written now.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TrialLimits:
+    """What a bundle may use in its trial: seconds, and bytes of memory beyond what the empty worker uses."""
+
+    timeout_s: float
+    memory_bytes: int
+
+
+class Trial(Protocol):
+    """Loads a bundle for the first time, in a process that may be killed."""
+
+    async def run(self, family: str, version: str, limits: TrialLimits) -> VersionRef:
+        """Fetch, verify, load, warm up and check a version, and return what was tried.
+
+        Raises:
+            TrialError: The bundle was refused, hung, crashed or took too much memory; the message says which.
+        """
+        ...
+
+
+class ControlPlane(Protocol):
+    """Changes versions. The Reconciler is behind it; it may be away for hours without any harm to predictions."""
+
+    async def reload(
+        self, family: str, *, version: str | None, force: bool, actor: str, reason: str, wait_s: float
+    ) -> Operation:
+        """Change to `version`, or to what the source calls current, and wait up to `wait_s` for the end.
+
+        A reload of the same version that is under way already is joined. `Outcome.UNCHANGED` when it is active.
+
+        Raises:
+            UnknownFamilyError: No such family.
+            UnknownVersionError: The source has no such version.
+            PinnedError: The configuration pins another version.
+            SourceError: The source cannot be read now.
+            UnavailableError: The control plane cannot be reached, or another change is under way.
+        """
+        ...
+
+    async def rollback(self, family: str, *, to: str | None, actor: str, wait_s: float) -> Operation:
+        """Go back to `to`, or to the last good version; one commit where it is still resident. Raises as `reload`."""
+        ...
+
+    async def operation(self, operation_id: str) -> Operation | None:
+        """Return one operation, or None when it is not known."""
+        ...
+
+    async def versions(self, family: str) -> list[KnownVersion]:
+        """List what the source of a family offers, newest first."""
+        ...
+
+    async def audit(self, *, family: str | None, limit: int) -> list[AuditEntry]:
+        """Return the newest audit entries first."""
+        ...
+
+
+class Fleet(Protocol):
+    """The model replicas, over all pools of a family. Calls return when replicas have been told, not when they are done."""
+
+    async def statuses(self, family: str) -> list[ReplicaStatus]:
+        """Ask every routable replica; one that does not answer is left out."""
+        ...
+
+    async def routable(self, family: str) -> int:
+        """Return how many replicas Serve says are running or starting."""
+        ...
+
+    async def prepare(self, family: str, refs: Sequence[VersionRef]) -> None:
+        """Have every replica load these beside what it serves, the most important first."""
+        ...
+
+    async def hold(self, family: str, refs: Sequence[VersionRef]) -> None:
+        """Tell every replica what it must keep; the rest it may let go of, and loads of anything else are cancelled."""
+        ...
+
+
+class Gateways(Protocol):
+    """The gateways, all of them."""
+
+    async def push(self, table: RoutingTable) -> int:
+        """Give every gateway the table; return how many took it. One that missed it pulls it within a second."""
+        ...
+
+
+class ReloadMeter(Protocol):
+    """Counts what the control plane does."""
+
+    def observe_stage(self, family: str, phase: Phase, seconds: float) -> None:
+        """A phase of a change ended well."""
+        ...
+
+    def observe_commit(self, family: str, seconds: float) -> None:
+        """A commit was saved and every gateway told."""
+        ...
+
+    def count_reload(self, family: str, outcome: Outcome) -> None:
+        """An operation ended."""
+        ...
+
+    def count_source_error(self, family: str) -> None:
+        """A source could not be read."""
         ...

@@ -1,10 +1,10 @@
 """From the name of a family to the version that answers, and the coalescer that carries the rows there."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from serve_app.domain.errors import NoModelError, UnknownFamilyError, UnknownVersionError
-from serve_app.domain.routing import choose_version
+from serve_app.domain.reload import RoutingTable
 from serve_app.domain.signature import Signature
 from serve_app.domain.status import LoadedVersion, ReplicaStatus
 from serve_app.usecases.coalesce_requests import BatchLimits, Coalescer
@@ -15,7 +15,7 @@ NO_MODEL_RETRY_AFTER_S = 5
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Target:
-    """Where one request goes. `reason` says why: `default` or `forced`. Compared by identity: a cache key."""
+    """Where one request goes. `reason` says why: `default`, `forced`, `fallback`. Compared by identity: a cache key."""
 
     family: str
     version: str
@@ -49,7 +49,7 @@ class RequestRouter:
         self._targets: dict[str, Target] = {}
         self._by_version: dict[tuple[str, str], Target] = {}
         self._statuses: dict[tuple[str, str], tuple[ReplicaStatus, ...]] = {}
-        self._generation = 0
+        self._table = RoutingTable()
 
     @property
     def families(self) -> tuple[str, ...]:
@@ -62,9 +62,14 @@ class RequestRouter:
         return self._default_family
 
     @property
+    def table(self) -> RoutingTable:
+        """The table in use."""
+        return self._table
+
+    @property
     def generation(self) -> int:
-        """Number of the present set of routes; it grows with every change."""
-        return self._generation
+        """Generation of the table in use; it grows with every commit."""
+        return self._table.generation
 
     def target(self, family: str, forced_version: str | None = None) -> Target:
         """Return where a request for `family` (empty: the default family) goes.
@@ -107,26 +112,22 @@ class RequestRouter:
         """Return what last went wrong with loading a version of this family, or None."""
         return next((status.last_error for status in self.statuses(family) if status.last_error), None)
 
-    def follow(self, family: str, pool: str, statuses: Sequence[ReplicaStatus]) -> Target | None:
-        """Take in the reports of all routable replicas of a pool; return the new default target if it changed.
+    def fallback(self, target: Target) -> Target | None:
+        """Return where to go when no replica holds the version of `target` any more: the last good one, if it is loaded."""
+        route = self._table.routes.get(target.family)
+        if target.reason != "default" or route is None or route.last_good in (None, target.version):
+            return None
+        known = self._by_version.get((target.family, route.last_good or ""))
+        return None if known is None else replace(known, reason="fallback", generation=self._table.generation)
 
-        An empty list of reports changes nothing: replicas that cannot be reached now may still answer predictions.
+    def observe(self, family: str, pool: str, statuses: Sequence[ReplicaStatus]) -> None:
+        """Take in the reports of all routable replicas of a pool.
+
+        An empty list changes nothing: replicas that cannot be reached now may still answer predictions.
         """
         if not statuses:
-            return None
+            return
         self._statuses[family, pool] = tuple(statuses)
-        self._refresh_versions(family, pool, statuses)
-        previous = self._targets.get(family)
-        if previous is not None and previous.pool != pool:
-            return None
-        version = choose_version(statuses, previous.version if previous else None)
-        if version is None or (previous is not None and version == previous.version):
-            return None
-        self._generation += 1
-        self._targets[family] = self._build(family, pool, version, reason="default")
-        return self._targets[family]
-
-    def _refresh_versions(self, family: str, pool: str, statuses: Sequence[ReplicaStatus]) -> None:
         held = {loaded.version for status in statuses for loaded in status.versions}
         for version in held:
             if (family, version) not in self._by_version:
@@ -134,8 +135,35 @@ class RequestRouter:
         for key in [k for k, t in self._by_version.items() if k[0] == family and t.pool == pool and k[1] not in held]:
             del self._by_version[key]
 
+    def follow(self, table: RoutingTable) -> list[Target]:
+        """Route by this table from now on, unless it is older than the one in use; return the targets that changed.
+
+        A version that no replica has reported yet is taken up by a later call, after `observe`: until then the family
+        keeps its present target.
+        """
+        if table.generation < self._table.generation:
+            return []
+        self._table = table
+        changed = []
+        for family, route in table.routes.items():
+            present = self._targets.get(family)
+            if family not in self._families or (present is not None and present.version == route.version):
+                continue
+            known = self._by_version.get((family, route.version))
+            if known is not None:
+                self._targets[family] = replace(known, reason="default", generation=table.generation)
+                changed.append(self._targets[family])
+        return changed
+
+    def awaited(self, table: RoutingTable) -> list[str]:
+        """Return the families whose version in `table` no replica has reported yet."""
+        return [
+            family
+            for family, route in table.routes.items()
+            if family in self._families and (family, route.version) not in self._by_version
+        ]
+
     def _build(self, family: str, pool: str, version: str, *, reason: str) -> Target:
-        known = self._by_version.get((family, version))
         loaded = self.loaded(family, version)
         assert loaded is not None, "a version is routed to only after a replica reported it"
         return Target(
@@ -144,12 +172,9 @@ class RequestRouter:
             pool=pool,
             variant="stable",
             reason=reason,
-            generation=self._generation,
+            generation=self._table.generation,
             signature=loaded.signature,
             input_names=loaded.signature.input_names,
             output_names=loaded.signature.output_names,
-            coalescer=known.coalescer if known else self._new_coalescer(family, pool, version),
+            coalescer=Coalescer(self._clients[family, pool], version, self._limits, on_batch=self._on_batch),
         )
-
-    def _new_coalescer(self, family: str, pool: str, version: str) -> Coalescer:
-        return Coalescer(self._clients[family, pool], version, self._limits, on_batch=self._on_batch)

@@ -1,10 +1,14 @@
 """What one run of the benchmark measured, as it lies in `docs/benchmarks.json`."""
 
+import re
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
+
+PLACES = re.compile(r"\w+://\S+|(?:/[\w.@+~-]+){2,}")
+LONGEST_REASON = 300
 
 
 class Kind(StrEnum):
@@ -107,6 +111,11 @@ class Run(Frozen):
     connections: tuple[int, ...]
     targets: tuple[TargetFacts, ...]
     samples: tuple[Sample, ...]
+
+
+def reason(error: Exception) -> str:
+    """Say in one line why something failed, without addresses and paths: it may quote a program, and is published."""
+    return PLACES.sub("…", " ".join(str(error).split()))[:LONGEST_REASON]
 
 
 def load_from_wrk(document: Mapping[str, Any]) -> Load:

@@ -1,20 +1,28 @@
-"""The measurement proper: rounds that visit every target in turn."""
+"""The measurement proper: rounds in which every server takes its turn, alone on the machine.
+
+Servers that idle beside the measured one would cost it up to a quarter of two cores: Ray's processes and LitServe's
+queues never sleep.
+"""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import psutil
+
+from tests.benchmarks.contenders import Contender
 from tests.benchmarks.cpu_time import cpu_seconds, difference
-from tests.benchmarks.measurements import Sample
-from tests.benchmarks.servers import Server
-from tests.benchmarks.targets import Target
-from tests.benchmarks.wrk import put_under_load
+from tests.benchmarks.measurements import Sample, TargetFacts, reason
+from tests.benchmarks.servers import Server, ServerFailedError
+from tests.benchmarks.targets import Target, WrongAnswerError
+from tests.benchmarks.wrk import LoadError, put_under_load
 
 WARM_UP_S = 1
 WARM_UP_CONNECTIONS = 32
 BETWEEN_S = 0.6
 """What one visit takes beside the load: finding the processes, and waiting until the server is quiet again."""
-QUIET_CORES = 0.15
+QUIET_CORES = 0.4
+"""Above what any of the servers uses while nobody asks it anything."""
 QUIET_WINDOW_S = 0.25
 QUIET_WITHIN_S = 5.0
 IDLE_WINDOW_S = 3.0
@@ -29,49 +37,69 @@ class Plan:
     connections: tuple[int, ...]
 
     def takes_s(self, target_count: int) -> float:
-        """Say how long it will take."""
-        visits = self.rounds * len(self.connections) * target_count
-        return visits * (self.seconds + BETWEEN_S) + target_count * WARM_UP_S
+        """Say how long the load will take, without starting and stopping."""
+        visit_s = len(self.connections) * (self.seconds + BETWEEN_S)
+        return self.rounds * target_count * (visit_s + WARM_UP_S + BETWEEN_S) + IDLE_WINDOW_S * target_count
 
 
-def visits(plan: Plan, target_count: int) -> Iterator[tuple[int, int, int]]:
-    """Return (round, connections, target) in the order of measuring.
+@dataclass(slots=True)
+class Result:
+    """What became of the contenders so far, by the names of their targets."""
 
-    Every round visits all targets at each number of connections before it goes on to the next, so that a machine that
-    slows down does it to all; each round begins with another target, so that nobody always follows the same one.
+    facts: dict[str, TargetFacts]
+    samples: list[Sample]
+
+    def drop(self, facts: TargetFacts, problem: str) -> None:
+        """Forget what was measured of a target, and say why."""
+        self.facts[facts.name] = facts.model_copy(update={"problem": problem})
+        self.samples = [sample for sample in self.samples if sample.target != facts.name]
+
+
+def turns(rounds: int, contender_count: int) -> Iterator[tuple[int, int]]:
+    """Return (round, contender) in order; each round begins with another contender than the one before."""
+    for round_ in range(1, rounds + 1):
+        for place in range(contender_count):
+            yield round_, (place + round_ - 1) % contender_count
+
+
+def measure(contenders: Sequence[Contender], plan: Plan, tell: Callable[[str], None]) -> Result:
+    """Let every contender take its turns. One that fails is left out from then on and says why.
+
+    Raises:
+        ServerFailedError, WrongAnswerError, LoadError: The one failed without which there is nothing to compare.
     """
-    for round_ in range(1, plan.rounds + 1):
-        for connections in plan.connections:
-            for place in range(target_count):
-                yield round_, connections, (place + round_ - 1) % target_count
+    result = Result({}, [])
+    for round_, index in turns(plan.rounds, len(contenders)):
+        contender = contenders[index]
+        absent = contender.facts_if_absent
+        if absent is not None and (known := result.facts.get(absent.name)) is not None and known.problem is not None:
+            continue
+        tell(f"round {round_}/{plan.rounds}: {contender.title}")
+        try:
+            with contender.running() as targets:
+                _take_turn(targets, round_, plan, result, tell)
+        except (ServerFailedError, WrongAnswerError, LoadError) as error:
+            if absent is None:
+                raise
+            tell(f"  left out: {error}")
+            result.drop(absent, reason(error))
+    return result
 
 
-def idle_cores(servers: Sequence[Server]) -> list[float]:
-    """Measure what servers use while nobody asks anything, all in the same window."""
-    before = [cpu_seconds(server.processes()) for server in servers]
-    time.sleep(IDLE_WINDOW_S)
-    after = [cpu_seconds(server.processes()) for server in servers]
-    return [difference(*pair) / IDLE_WINDOW_S for pair in zip(before, after, strict=True)]
-
-
-def measure(targets: Sequence[Target], plan: Plan, tell: Callable[[str], None]) -> list[Sample]:
-    """Warm all targets up, then visit them."""
+def _take_turn(targets: Sequence[Target], round_: int, plan: Plan, result: Result, tell: Callable[[str], None]) -> None:
     for target in targets:
         put_under_load(target.request, connections=WARM_UP_CONNECTIONS, seconds=WARM_UP_S)
-        _wait_until_quiet(target)
-    samples: list[Sample] = []
-    total = plan.rounds * len(plan.connections) * len(targets)
-    for number, (round_, connections, index) in enumerate(visits(plan, len(targets)), start=1):
-        sample = _visit(targets[index], round_, connections, plan.seconds)
-        _wait_until_quiet(targets[index])
-        samples.append(sample)
-        load = sample.load
-        wrong = f", {load.error_count:,} errors" if load.error_count else ""
-        tell(
-            f"{number:>3}/{total} round {round_}, {connections:>2} connections, {targets[index].facts.title}: "
-            f"{load.good_per_s:,.0f}/s, p50 {load.p50_ms:.2f} ms, p99 {load.p99_ms:.2f} ms{wrong}"
-        )
-    return samples
+        _wait_until_quiet(target.server)
+    for target in targets:
+        if target.facts.name not in result.facts:
+            idle = {"idle_cores": round(_idle_cores(target.server), 3)}
+            result.facts[target.facts.name] = target.facts.model_copy(update=idle)
+    for connections in plan.connections:
+        for target in targets:
+            sample = _visit(target, round_, connections, plan.seconds)
+            _wait_until_quiet(target.server)
+            result.samples.append(sample)
+            tell(f"  {connections:>2} connections, {target.facts.title}: {_told(sample)}")
 
 
 def _visit(target: Target, round_: int, connections: int, seconds: int) -> Sample:
@@ -83,13 +111,25 @@ def _visit(target: Target, round_: int, connections: int, seconds: int) -> Sampl
     )
 
 
-def _wait_until_quiet(target: Target) -> None:
-    """Wait until the server has finished what wrk left behind, which would cost whoever comes next."""
-    limit = (target.facts.idle_cores or 0.0) + QUIET_CORES
+def _told(sample: Sample) -> str:
+    load = sample.load
+    wrong = f", {load.error_count:,} errors" if load.error_count else ""
+    return f"{load.good_per_s:,.0f}/s, p50 {load.p50_ms:.2f} ms, p99 {load.p99_ms:.2f} ms{wrong}"
+
+
+def _wait_until_quiet(server: Server) -> None:
+    """Wait until the server has finished what wrk left behind, which would cost what is measured next."""
     deadline = time.monotonic() + QUIET_WITHIN_S
-    processes = target.server.processes()
-    while time.monotonic() < deadline:
-        before = cpu_seconds(processes)
-        time.sleep(QUIET_WINDOW_S)
-        if difference(before, cpu_seconds(processes)) <= limit * QUIET_WINDOW_S:
-            return
+    processes = server.processes()
+    while time.monotonic() < deadline and _cores_used(processes, QUIET_WINDOW_S) > QUIET_CORES:
+        pass
+
+
+def _idle_cores(server: Server) -> float:
+    return _cores_used(server.processes(), IDLE_WINDOW_S)
+
+
+def _cores_used(processes: Sequence[psutil.Process], window_s: float) -> float:
+    before = cpu_seconds(processes)
+    time.sleep(window_s)
+    return difference(before, cpu_seconds(processes)) / window_s

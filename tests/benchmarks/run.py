@@ -17,7 +17,7 @@ from rich.console import Console
 
 from serve_app.domain.errors import ServeAppError
 from tests.benchmarks import machine, report, wrk
-from tests.benchmarks.lineup import Bench, side_by_side
+from tests.benchmarks.contenders import Bench, assemble
 from tests.benchmarks.measurements import Run
 from tests.benchmarks.peers import PEERS, Peer
 from tests.benchmarks.rounds import Plan, measure
@@ -41,9 +41,9 @@ def main(
     quick: Annotated[bool, typer.Option("--quick", help="Smoke run: 1 round of 2 s, docs stay as they are.")] = False,
     tune: Annotated[bool, typer.Option(help="Try each peer's settings first and keep its best.")] = True,
     ours_url: Annotated[str | None, typer.Option(help="Measure the server that already runs there.")] = None,
-    ours_state_dir: Annotated[
-        Path | None, typer.Option(help="State directory of this server; with --ours-url by default .serve-app.")
-    ] = None,
+    ours_state_dir: Annotated[Path, typer.Option(help="State directory of the server at --ours-url.")] = Path(
+        ".serve-app"
+    ),
 ) -> None:
     """Measure this server against its peers; write the figures and the page."""
     load_before = os.getloadavg()[0]
@@ -52,15 +52,15 @@ def main(
     bench = Bench(
         state_dir=state_dir.resolve(),
         ours_url=ours_url,
-        ours_state_dir=(ours_state_dir or (Path(".serve-app") if ours_url else state_dir / "ours")).resolve(),
+        ours_state_dir=(ours_state_dir if ours_url else state_dir / "ours").resolve(),
         peers=chosen(only),
         tune=tune and not quick,
     )
     expect_bounded(plan, OUR_TARGETS + len(bench.peers))
     try:
         wrk_version = wrk.version()
-        with side_by_side(bench, console.print) as lineup:
-            samples = measure(lineup.targets, plan, console.print)
+        contenders, absent = assemble(bench, console.print)
+        result = measure(contenders, plan, console.print)
     except (wrk.LoadError, ServerFailedError, WrongAnswerError, ServeAppError) as error:
         console.print(f"error: {error}")
         raise typer.Exit(code=1) from error
@@ -72,12 +72,12 @@ def main(
         rounds=plan.rounds,
         seconds=plan.seconds,
         connections=plan.connections,
-        targets=(*(target.facts for target in lineup.targets), *lineup.absent),
-        samples=tuple(samples),
+        targets=(*result.facts.values(), *absent),
+        samples=tuple(result.samples),
     )
     _write(run, bench.state_dir if quick else None)
-    if lineup.absent:
-        console.print("not measured: " + "; ".join(f"{facts.title}: {facts.problem}" for facts in lineup.absent))
+    if missing := [facts for facts in run.targets if facts.problem is not None]:
+        console.print("not measured: " + "; ".join(f"{facts.title}: {facts.problem}" for facts in missing))
         raise typer.Exit(code=1)
 
 

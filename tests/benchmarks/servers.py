@@ -1,6 +1,7 @@
 """Starting and stopping what is measured."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -46,7 +47,8 @@ class Server:
 @contextmanager
 def running_peer(peer: Peer, setting: Setting, *, python: Path, model: Path, directory: Path) -> Iterator[Server]:
     """Run a peer on free ports of 127.0.0.1; what it writes, its log included, lies below `directory`."""
-    directory.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
     port, *spare = (str(port) for port in free_ports(3))
     command = [str(python), str(peer.program), "--model", str(model), "--directory", str(directory)]
     command += ["--port", port, "--spare-ports", *spare, *setting]

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from tests.benchmarks.measurements import TargetFacts, Trial
+from tests.benchmarks.measurements import TargetFacts, Trial, reason
 from tests.benchmarks.peers import Peer, Setting
 from tests.benchmarks.servers import ServerFailedError, running_peer
 from tests.benchmarks.targets import Example, WrongAnswerError, peer_target
@@ -74,5 +74,5 @@ def _try(
                 for connections in TRIED_AT
             }
     except (ServerFailedError, WrongAnswerError, LoadError) as error:
-        return Trial(setting=shown(setting), good_per_s=rates, problem=str(error))
+        return Trial(setting=shown(setting), good_per_s=rates, problem=reason(error))
     return Trial(setting=shown(setting), good_per_s=rates)

@@ -1,12 +1,7 @@
 """`serve-app up` and `down` with a real Ray and a real HAProxy, but with an application of three lines."""
 
 import contextlib
-import os
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -17,41 +12,10 @@ import yaml
 from serve_app.cli import processes
 from serve_app.cli.ports import choose_free, holder, is_free
 from serve_app.cli.profile import Profile
-from serve_app.cli.state_dir import RunRecord, StateDir
+from serve_app.cli.state_dir import StateDir
+from tests.integration.instance import Instance, await_that
 
 pytestmark = pytest.mark.ray
-
-REPOSITORY = Path(__file__).parents[2]
-UP_TIMEOUT_S = 180.0
-SERVE_APP = (sys.executable, "-c", "from serve_app.cli import app; app()")
-
-
-@dataclass(frozen=True)
-class Instance:
-    """A state directory, a port and a config of its own, and the command line to act on them."""
-
-    state: StateDir
-    port: int
-    config: Path
-
-    @property
-    def record(self) -> RunRecord:
-        record = self.state.read_record()
-        assert record is not None
-        return record
-
-    def up(self, *options: str) -> subprocess.CompletedProcess[str]:
-        return self.run("up", "--config", str(self.config), "--port", str(self.port), *options)
-
-    def run(self, command: str, *options: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*SERVE_APP, command, *options, "--state-dir", str(self.state.path)],
-            env={**os.environ, "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
-            capture_output=True,
-            text=True,
-            timeout=UP_TIMEOUT_S + 60,
-            check=False,
-        )
 
 
 def an_instance(directory: Path, *, import_path: str = "tests.integration.tiny_app:build") -> Instance:
@@ -60,13 +24,6 @@ def an_instance(directory: Path, *, import_path: str = "tests.integration.tiny_a
     config.write_text(yaml.safe_dump({"applications": [application]}))
     (port,) = choose_free(1)
     return Instance(state=StateDir.at(directory / "state"), port=port, config=config)
-
-
-def await_that(condition: Callable[[], bool], *, timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"still not so after {timeout_s} s"
-        time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")

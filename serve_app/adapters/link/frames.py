@@ -12,6 +12,7 @@ An array is `uint8 dtype, uint8 ndim, ndim x uint32, data`; the data are row-maj
 """
 
 import enum
+import math
 import struct
 from collections.abc import Iterator
 from typing import Any, Final
@@ -25,7 +26,12 @@ from serve_app.domain.errors import UnavailableError
 _HEAD: Final = struct.Struct("<IIB")
 _LENGTH: Final = struct.Struct("<I")
 _JSON: Final = 255
-_DTYPES: Final[dict[int, np.dtype[Any]]] = {0: np.dtype("<f8"), 1: np.dtype("<i8"), 2: np.dtype("<f4"), 3: np.dtype("?")}
+_DTYPES: Final[dict[int, np.dtype[Any]]] = {
+    0: np.dtype("<f8"),
+    1: np.dtype("<i8"),
+    2: np.dtype("<f4"),
+    3: np.dtype("?"),
+}
 _CODES: Final = {dtype: code for code, dtype in _DTYPES.items()}
 
 
@@ -49,9 +55,16 @@ def frame(call_id: int, kind: Kind, body: bytes) -> bytes:
 
 
 def pack_array(array: NDArray[Any]) -> bytes:
-    """Encode an array; dtypes other than float64, int64, float32 and bool travel as JSON."""
+    """Encode an array; dtypes other than float64, int64, float32 and bool travel as JSON.
+
+    Raises:
+        TypeError: It holds something that JSON cannot say, such as bytes.
+    """
     code = _CODES.get(array.dtype, _JSON)
-    data = orjson.dumps(array.ravel().tolist()) if code == _JSON else array.tobytes()
+    if code == _JSON:
+        data = orjson.dumps(array.ravel().tolist(), option=orjson.OPT_SERIALIZE_NUMPY)
+    else:
+        data = array.tobytes()
     return struct.pack(f"<BB{array.ndim}I", code, array.ndim, *array.shape) + data
 
 
@@ -66,9 +79,10 @@ def unpack_array(body: memoryview) -> NDArray[Any]:
         shape = struct.unpack_from(f"<{ndim}I", body, 2)
         data = body[2 + 4 * ndim :]
         if code == _JSON:
-            flat: NDArray[Any] = np.empty(int(np.prod(shape)), dtype=object)
-            flat[:] = orjson.loads(data)
-            return flat.reshape(shape)
+            values = orjson.loads(data)
+            if not isinstance(values, list) or len(values) != math.prod(shape):
+                raise ValueError("the values do not fill the shape")
+            return np.fromiter(values, dtype=object, count=len(values)).reshape(shape)
         return np.frombuffer(data, dtype=_DTYPES[code]).reshape(shape)
     except (struct.error, ValueError, KeyError, IndexError) as error:
         raise LinkError(f"expected an array on the link, got {len(body)} bytes that are none") from error
@@ -96,7 +110,7 @@ class FrameReader:
     """Cuts a stream of bytes into frames."""
 
     def __init__(self, max_frame_bytes: int) -> None:
-        self._max = max_frame_bytes
+        self.max_frame_bytes = max_frame_bytes
         self._rest = b""
 
     def feed(self, data: bytes) -> Iterator[tuple[int, int, memoryview]]:
@@ -111,8 +125,8 @@ class FrameReader:
         view, at, end = memoryview(data), 0, len(data)
         while end - at >= 4:
             (length,) = _LENGTH.unpack_from(data, at)
-            if not 5 <= length <= self._max:
-                raise LinkError(f"expected a frame of 5 to {self._max} bytes, got one of {length}")
+            if not 5 <= length <= self.max_frame_bytes:
+                raise LinkError(f"expected a frame of 5 to {self.max_frame_bytes} bytes, got one of {length}")
             if end - at < 4 + length:
                 break
             _, call_id, kind = _HEAD.unpack_from(data, at)

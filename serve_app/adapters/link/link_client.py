@@ -96,10 +96,14 @@ class LinkClient(asyncio.Protocol):
             self.close()
 
     def _outcome(self, kind: int, body: memoryview, version: str) -> NDArray[Any] | Exception:
+        """Read an answer; one that makes no sense is an outcome too, since its call waits for one."""
         if kind == Kind.ARRAY:
-            return unpack_array(body)
+            try:
+                return unpack_array(body)
+            except LinkError as error:
+                return error
         if kind == Kind.UNKNOWN:
-            return UnknownVersionError(self._family, version, orjson.loads(body))
+            return UnknownVersionError(self._family, version, _names(body))
         if kind == Kind.FAILED:
             return PredictionError(str(body, "utf-8", "replace"))
         return LinkError(f"expected an answer on the link, got a frame of kind {kind}")
@@ -108,3 +112,11 @@ class LinkClient(asyncio.Protocol):
         if self._transport is None or self._transport.is_closing():
             raise LinkError(f"the link to the replica of {self._family!r} is closed")
         self._transport.write(data)
+
+
+def _names(body: memoryview) -> list[str]:
+    try:
+        names = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return []
+    return [str(name) for name in names] if isinstance(names, list) else []

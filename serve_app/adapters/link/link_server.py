@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from serve_app.adapters.link.frames import FrameReader, Kind, LinkError, frame, pack_array, unpack_predict
 from serve_app.domain.errors import UnknownVersionError
 
+HELLO_MAX_BYTES = 256
+"""The longest frame that a connection may announce before it has said the secret."""
+FAILED_MAX_CHARS = 500
 Predict = Callable[[str, NDArray[np.float64]], NDArray[Any] | Awaitable[NDArray[Any]]]
 log = structlog.get_logger(__name__)
 
@@ -25,10 +28,11 @@ class LinkServer:
     `UnknownVersionError`; any other exception is told to the caller as a failed prediction.
     """
 
-    def __init__(self, predict: Predict, *, max_frame_bytes: int) -> None:
+    def __init__(self, predict: Predict, *, max_frame_bytes: int, hello_timeout_s: float = 5.0) -> None:
         self.secret = secrets.token_hex(32)
         self.predict = predict
         self.max_frame_bytes = max_frame_bytes
+        self.hello_timeout_s = hello_timeout_s
         self.connections: set[_Connection] = set()
         self._server: asyncio.Server | None = None
 
@@ -52,16 +56,19 @@ class LinkServer:
 class _Connection(asyncio.Protocol):
     def __init__(self, server: LinkServer) -> None:
         self._server = server
-        self._reader = FrameReader(server.max_frame_bytes)
+        self._reader = FrameReader(HELLO_MAX_BYTES)
         self._transport: asyncio.Transport | None = None
         self._trusted = False
+        self._hello_timer: asyncio.TimerHandle | None = None
         self.tasks: set[asyncio.Task[None]] = set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
         self._server.connections.add(self)
+        self._hello_timer = asyncio.get_running_loop().call_later(self._server.hello_timeout_s, self.close)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
+        self._forget_timer()
         self._server.connections.discard(self)
         self._transport = None
 
@@ -86,15 +93,21 @@ class _Connection(asyncio.Protocol):
         if kind != Kind.HELLO or not hmac.compare_digest(bytes(body), self._server.secret.encode()):
             raise LinkError("expected the secret of this replica first")
         self._trusted = True
+        self._reader.max_frame_bytes = self._server.max_frame_bytes
+        self._forget_timer()
+
+    def _forget_timer(self) -> None:
+        if self._hello_timer is not None:
+            self._hello_timer.cancel()
 
     def _answer(self, call_id: int, version: str, rows: NDArray[np.float64]) -> None:
         try:
             outputs = self._server.predict(version, rows)
+            if isinstance(outputs, np.ndarray):
+                self._send_outputs(call_id, outputs)
+                return
         except Exception as error:
             self._send_error(call_id, error)
-            return
-        if isinstance(outputs, np.ndarray):
-            self._send(frame(call_id, Kind.ARRAY, pack_array(outputs)))
             return
         task = asyncio.ensure_future(self._answer_later(call_id, outputs))
         self.tasks.add(task)
@@ -102,16 +115,23 @@ class _Connection(asyncio.Protocol):
 
     async def _answer_later(self, call_id: int, outputs: Awaitable[NDArray[Any]]) -> None:
         try:
-            self._send(frame(call_id, Kind.ARRAY, pack_array(await outputs)))
+            self._send_outputs(call_id, await outputs)
         except Exception as error:
             self._send_error(call_id, error)
+
+    def _send_outputs(self, call_id: int, outputs: NDArray[Any]) -> None:
+        answer = frame(call_id, Kind.ARRAY, pack_array(outputs))
+        if len(answer) > self._server.max_frame_bytes:  # the other side would close the link on it
+            raise ValueError(f"expected outputs of at most {self._server.max_frame_bytes} bytes, got {len(answer)}")
+        self._send(answer)
 
     def _send_error(self, call_id: int, error: Exception) -> None:
         if isinstance(error, UnknownVersionError):
             self._send(frame(call_id, Kind.UNKNOWN, orjson.dumps(error.known)))
             return
         log.error("prediction failed", exc_info=error)
-        self._send(frame(call_id, Kind.FAILED, f"{type(error).__name__}: {error}".encode()))
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:FAILED_MAX_CHARS]
+        self._send(frame(call_id, Kind.FAILED, text.encode("utf-8", "replace")))
 
     def _send(self, data: bytes) -> None:
         if self._transport is not None:

@@ -8,12 +8,12 @@ from serve_app.adapters.sources.local_directory import LocalDirectorySource
 from serve_app.usecases.ports import BundleSource
 
 
-class BuildSource(Protocol):
-    """Makes a source over the directory `root`; `manifest_name` is the name of the manifest in a bundle."""
+class MakeSource(Protocol):
+    """Makes a source over `root`, whose manifests have the given name."""
 
     def __call__(self, root: Path, *, manifest_name: str) -> BundleSource:
-        """Make the source; nothing is read yet."""
+        """Make it; nothing is read yet."""
         ...
 
 
-SOURCES: Mapping[str, BuildSource] = {"local_directory": LocalDirectorySource}
+SOURCES: Mapping[str, MakeSource] = {"local_directory": LocalDirectorySource}

@@ -1,6 +1,7 @@
 """Bundles on this machine: `<root>/<version>/…` with a link `<root>/current`, or `<root>` itself a bundle."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -109,7 +110,18 @@ class LocalDirectorySource:
             return BundleRef(directory.name, fingerprint, str(directory), is_current=is_current)
         facts = manifest.model_dump(mode="json", exclude_none=True, exclude={"sha256", "model_version"})
         facts["files"] = len(manifest.sha256)
+        sizes = [_stat_or_none(directory / path) for path in manifest.sha256]
+        facts["size_bytes"] = sum(stat.st_size for stat in sizes if stat is not None)
+        own = _stat_or_none(directory / self._manifest_name)
+        facts["modified_at_s"] = own.st_mtime if own is not None else 0.0
         return BundleRef(manifest.model_version, fingerprint, str(directory), is_current=is_current, facts=facts)
+
+
+def _stat_or_none(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except OSError:
+        return None
 
 
 def _age_key(directory: Path, manifest: Manifest) -> datetime:

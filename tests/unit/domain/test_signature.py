@@ -1,3 +1,4 @@
+import math
 from typing import Any
 
 import pytest
@@ -53,6 +54,10 @@ def test_one_row_in_any_spelling_is_the_same_row(instances: Any) -> None:
         ([[1, None]], "row 0, field 'ram': expected a number, got null"),
         ([[1, float("nan")]], "row 0, field 'ram': expected a finite number"),
         ([[1, 10**400]], "row 0, field 'ram': expected a finite number"),
+        ([[1, [2]]], "row 0, field 'ram': expected a number, got a list of 1"),
+        ([[1, {}]], "row 0, field 'ram': expected a number, got an object"),
+        ([{"x" * 1000: 1}], f"row 0: unknown field '{'x' * 64}…'"),
+        ([["y" * 1000, 2]], f"expected a number, got the string '{'y' * 24}…'"),
     ],
     ids=str,
 )
@@ -67,3 +72,31 @@ def test_rows_that_do_not_fit_are_refused_with_place_expected_and_got(instances:
 )
 def test_finite_rows_pass_unchanged(instances: list[list[float]]) -> None:
     assert rows(instances) == instances
+
+
+@given(
+    st.lists(
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+            lambda inner: (
+                st.lists(inner, max_size=3)
+                | st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=2), inner, max_size=3)
+            ),
+            max_leaves=8,
+        ),
+        max_size=4,
+    )
+)
+def test_whatever_comes_is_rows_of_finite_numbers_or_refused(instances: Any) -> None:
+    try:
+        found = rows(instances)
+    except InvalidInputError as error:
+        assert len(str(error)) < 300  # noqa: PT017  # either outcome is right
+    else:
+        assert all(len(row) == 2 and all(math.isfinite(value) for value in row) for row in found)
+
+
+def test_number_of_columns_is_shown_and_the_many_names_are_cut() -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        rows_of([[1]], [f"c{i}" for i in range(9)], max_rows=1)
+    assert str(caught.value) == "row 0: expected 9 values (c0, c1, c2, c3, c4, c5, … 3 more), got 1"

@@ -1,22 +1,21 @@
-"""Who takes part: makes what each server needs, starts all of them side by side and checks their answers."""
+"""Who takes part: makes what each server needs, and says how to run it for a turn."""
 
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 from tests.benchmarks.environments import EnvironmentFailedError, python_of, versions
-from tests.benchmarks.measurements import Kind, TargetFacts
+from tests.benchmarks.measurements import Kind, TargetFacts, reason
 from tests.benchmarks.peers import Peer, Setting
-from tests.benchmarks.rounds import idle_cores
 from tests.benchmarks.servers import Server, ServerFailedError, attached, running_ours, running_peer
 from tests.benchmarks.targets import (
     Example,
     Target,
-    WrongAnswerError,
     empty_route_target,
     forecaster_examples,
     forest_examples,
@@ -25,7 +24,6 @@ from tests.benchmarks.targets import (
     peer_target,
 )
 from tests.benchmarks.tuning import best_setting, shown, try_settings
-from tests.benchmarks.wrk import LoadError
 
 CONFIG = Path("configs/bench.yaml")
 OUR_PACKAGES = ("ray", "scikit-learn", "treelite", "numpy", "fastapi")
@@ -56,45 +54,30 @@ class Bench:
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
-    """A peer whose environment is made and whose setting is chosen."""
+class Contender:
+    """A server that takes its turns. `running` starts it, checks its answers, yields what to ask it, and stops it."""
 
-    peer: Peer
-    python: Path
-    setting: Setting
-    facts: TargetFacts
-
-
-@dataclass(frozen=True, slots=True)
-class Lineup:
-    """All who run now, and those who could not take part, with the reason in their facts."""
-
-    targets: tuple[Target, ...]
-    absent: tuple[TargetFacts, ...]
+    title: str
+    running: Callable[[], AbstractContextManager[Sequence[Target]]]
+    facts_if_absent: TargetFacts | None
+    """What to say of it if it fails; None when nothing can be compared without it."""
 
 
-@contextmanager
-def side_by_side(bench: Bench, tell: Tell) -> Iterator[Lineup]:
-    """Run this server and all peers at once.
-
-    A peer that fails is left out and says why; without this server there is nothing to compare.
+def assemble(bench: Bench, tell: Tell) -> tuple[list[Contender], list[TargetFacts]]:
+    """Make models, environments and settings; return who can take part, and the facts of who cannot.
 
     Raises:
-        ServerFailedError: This server does not run.
-        WrongAnswerError: This server answers something else than the model.
+        ServerFailedError: The models cannot be trained.
     """
     bench.bodies.mkdir(parents=True, exist_ok=True)
     _train(bench, tell)
     examples = forest_examples(bench.model)
     prepared = [_prepare(bench, peer, examples, tell) for peer in bench.peers]
-    with ExitStack() as stack:
-        ours = _start_ours(bench, examples, stack, tell)
-        peers = [
-            _start_peer(bench, each, examples, stack, tell) if isinstance(each, Ready) else each for each in prepared
-        ]
-        running = [*ours, *(each for each in peers if isinstance(each, Target))]
-        absent = tuple(each for each in peers if isinstance(each, TargetFacts))
-        yield Lineup(tuple(_with_idle_cores(running)), absent)
+    ours = Contender("serve-app", partial(_running_ours, bench, examples), None)
+    return (
+        [ours, *(each for each in prepared if isinstance(each, Contender))],
+        [each for each in prepared if isinstance(each, TargetFacts)],
+    )
 
 
 def _train(bench: Bench, tell: Tell) -> None:
@@ -105,7 +88,7 @@ def _train(bench: Bench, tell: Tell) -> None:
         _train_with("train_iris_forest", "--joblib", str(bench.model), "--out", str(models / "iris"))
     if bench.ours_url is None:
         tell("training the forecaster, if it is missing")
-        _train_with("train_forecaster", "--if-missing", "--out", str(bench.ours_state_dir / "models" / "forecaster"))
+        _train_with("train_forecaster", "--if-missing", "--out", str(models / "forecaster"))
 
 
 def _train_with(program: str, *arguments: str) -> None:
@@ -115,7 +98,7 @@ def _train_with(program: str, *arguments: str) -> None:
         raise ServerFailedError(f"training.{program} failed:\n{done.stdout}")
 
 
-def _prepare(bench: Bench, peer: Peer, examples: Sequence[Example], tell: Tell) -> Ready | TargetFacts:
+def _prepare(bench: Bench, peer: Peer, examples: Sequence[Example], tell: Tell) -> Contender | TargetFacts:
     facts = TargetFacts(name=peer.name, title=peer.title, kind=Kind.PEER, configuration=peer.configuration, versions={})
     tell(f"environment of {peer.title}")
     try:
@@ -135,28 +118,43 @@ def _prepare(bench: Bench, peer: Peer, examples: Sequence[Example], tell: Tell) 
             facts = facts.model_copy(update={"trials": tuple(trials)})
             setting = best_setting(peer, trials)
     except (EnvironmentFailedError, ServerFailedError) as error:
-        return facts.model_copy(update={"problem": str(error)})
+        return facts.model_copy(update={"problem": reason(error)})
     chosen = f"{peer.configuration}: `{shown(setting)}`" if setting else peer.configuration
-    return Ready(peer, python, setting, facts.model_copy(update={"configuration": chosen}))
+    facts = facts.model_copy(update={"configuration": chosen})
+    return Contender(peer.title, partial(_running_peer, bench, peer, setting, python, examples, facts), facts)
 
 
-def _start_ours(bench: Bench, examples: Sequence[Example], stack: ExitStack, tell: Tell) -> list[Target]:
-    tell("starting this server")
+@contextmanager
+def _running_peer(
+    bench: Bench, peer: Peer, setting: Setting, python: Path, examples: Sequence[Example], facts: TargetFacts
+) -> Iterator[Sequence[Target]]:
+    home = bench.state_dir / "runs" / peer.name
+    with running_peer(peer, setting, python=python, model=bench.model, directory=home) as server:
+        yield [peer_target(peer, server, examples, facts, bench.bodies)]
+
+
+@contextmanager
+def _running_ours(bench: Bench, examples: Sequence[Example]) -> Iterator[Sequence[Target]]:
     if bench.ours_url is None:
-        server = stack.enter_context(running_ours(CONFIG, bench.ours_state_dir))
-        configuration = f"`serve-app up --config {CONFIG}`, profile {server.profile}"
+        how = f"`serve-app up --config {CONFIG}`"
+        running: AbstractContextManager[Server] = running_ours(CONFIG, bench.ours_state_dir)
     else:
-        server = attached(bench.ours_url, bench.ours_state_dir)
-        configuration = f"already running, profile {server.profile}"
+        how = "a server that ran already, all the time"
+        running = nullcontext(attached(bench.ours_url, bench.ours_state_dir))
+    with running as server:
+        yield _our_targets(bench, server, examples, f"{how}, profile {server.profile}")
+
+
+def _our_targets(bench: Bench, server: Server, examples: Sequence[Example], how: str) -> list[Target]:
     found = {name: version(name) for name in OUR_PACKAGES}
 
-    def facts(name: str, title: str, kind: Kind, how: str) -> TargetFacts:
-        return TargetFacts(name=name, title=title, kind=kind, configuration=how, versions=found)
+    def facts(name: str, title: str, kind: Kind, configuration: str) -> TargetFacts:
+        return TargetFacts(name=name, title=title, kind=kind, configuration=configuration, versions=found)
 
-    forest, forecaster = (f"{configuration}, engine {_engine(server, name)}" for name in ("iris", "forecaster"))
+    forest, forecaster = (f"{how}, engine {_engine(server, name)}" for name in ("iris", "forecaster"))
     return [
         our_target(server, "iris", examples, facts("ours", "serve-app", Kind.OURS, forest), bench.bodies),
-        empty_route_target(server, facts("live", "serve-app, /live", Kind.CEILING, configuration)),
+        empty_route_target(server, facts("live", "serve-app, /live", Kind.CEILING, how)),
         our_target(
             server,
             "forecaster",
@@ -168,31 +166,4 @@ def _start_ours(bench: Bench, examples: Sequence[Example], stack: ExitStack, tel
 
 
 def _engine(server: Server, family: str) -> str:
-    return str(model_facts(server, family)["engine"])
-
-
-def _start_peer(
-    bench: Bench, ready: Ready, examples: Sequence[Example], stack: ExitStack, tell: Tell
-) -> Target | TargetFacts:
-    tell(f"starting {ready.peer.title}")
-    try:
-        server = stack.enter_context(
-            running_peer(
-                ready.peer,
-                ready.setting,
-                python=ready.python,
-                model=bench.model,
-                directory=bench.state_dir / "runs" / ready.peer.name,
-            )
-        )
-        return peer_target(ready.peer, server, examples, ready.facts, bench.bodies)
-    except (ServerFailedError, WrongAnswerError, LoadError) as error:
-        return ready.facts.model_copy(update={"problem": str(error)})
-
-
-def _with_idle_cores(targets: Sequence[Target]) -> list[Target]:
-    used = idle_cores([target.server for target in targets])
-    return [
-        replace(target, facts=target.facts.model_copy(update={"idle_cores": round(cores, 3)}))
-        for target, cores in zip(targets, used, strict=True)
-    ]
+    return ", ".join(sorted(set(model_facts(server, family)["engine"].values())))

@@ -1,0 +1,50 @@
+"""What the trial and its worker tell each other: one JSON line each way for each trial."""
+
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict
+
+from serve_app.domain.reload import VersionRef
+
+READY_LINE = b"ready\n"
+"""What a worker says first, once everything that a loader needs is imported."""
+
+
+class Verdict(StrEnum):
+    """How a trial ended."""
+
+    PASSED = "passed"
+    REFUSED = "refused"
+    SOURCE_ERROR = "source_error"
+    NOT_HELD = "not_held"
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TrialJob(_Message):
+    """One version to try: where it lies, what the operator asks of it, and what it may use."""
+
+    family: str
+    version: str
+    models_type: str
+    default_loader: str
+    allowed_pickle_loaders: tuple[str, ...]
+    source_kind: str
+    root: str
+    manifest_name: str
+    timeout_s: float
+    memory_bytes: int
+    niceness: int
+
+
+class TrialAnswer(_Message):
+    """What came of it. `tried` is there when it passed; `output` is the end of what the model code printed."""
+
+    verdict: Verdict
+    message: str = ""
+    tried: VersionRef | None = None
+    load_seconds: float = 0.0
+    artifact_bytes: int = 0
+    output: str = ""

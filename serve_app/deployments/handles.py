@@ -1,0 +1,151 @@
+"""`Fleet`, `Gateways` and `ControlPlane` over Ray Serve's handles: the control calls between deployments."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import structlog
+from ray import serve
+from ray.exceptions import RayTaskError
+from ray.serve.handle import DeploymentHandle
+
+from serve_app.domain.errors import ServeAppError, UnavailableError
+from serve_app.domain.reload import AuditEntry, KnownVersion, Operation, RoutingTable, VersionRef
+from serve_app.domain.status import ReplicaStatus
+
+GATEWAY: Final = "gateway"
+RECONCILER: Final = "reconciler"
+CONTROL_TIMEOUT_S: Final = 5.0
+RUNNING: Final = "RUNNING"
+"""What Serve calls a replica that it routes to."""
+log = structlog.get_logger(__name__)
+
+
+async def ask_all(handle: DeploymentHandle[Any], method: str, *args: Any) -> list[Any]:
+    """Call a method on every routable replica; those that do not answer in time, or raise, are left out."""
+    try:
+        answers = await handle.broadcast(method, *args).results_async(
+            timeout_s=CONTROL_TIMEOUT_S, return_exceptions=True
+        )
+    except Exception as error:  # no replica at all, or the deployment is not known yet
+        log.debug("nobody answers", deployment=handle.deployment_name, method=method, reason=str(error))
+        return []
+    return [answer for answer in answers if not isinstance(answer, BaseException)]
+
+
+class HandleFleet:
+    """All model replicas, by family; implements `Fleet`."""
+
+    def __init__(self, pools: Mapping[str, Mapping[str, DeploymentHandle[Any]]], app_name: str) -> None:
+        self._pools = pools
+        self._app_name = app_name
+
+    async def statuses(self, family: str) -> list[ReplicaStatus]:
+        """See `Fleet.statuses`."""
+        return await self._ask(family, "status")
+
+    async def routable(self, family: str) -> int:
+        """See `Fleet.routable`: what Serve counts as running."""
+        names = {handle.deployment_name for handle in self._pools[family].values()}
+        status = await asyncio.to_thread(serve.status)
+        deployments = status.applications[self._app_name].deployments
+        found = [deployments[name].replica_states for name in names if name in deployments]
+        return sum(count for states in found for state, count in states.items() if state == RUNNING)
+
+    async def prepare(self, family: str, refs: Sequence[VersionRef]) -> None:
+        """See `Fleet.prepare`."""
+        await self._ask(family, "prepare", tuple(refs))
+
+    async def hold(self, family: str, refs: Sequence[VersionRef]) -> None:
+        """See `Fleet.hold`."""
+        await self._ask(family, "hold", tuple(refs))
+
+    async def _ask(self, family: str, method: str, *args: Any) -> list[Any]:
+        groups = await asyncio.gather(*(ask_all(handle, method, *args) for handle in self._pools[family].values()))
+        return [answer for group in groups for answer in group]
+
+
+class HandleGateways:
+    """All gateways; implements `Gateways`. The handle is looked up late: the gateway is the application's last part."""
+
+    def __init__(self, app_name: str) -> None:
+        self._app_name = app_name
+
+    async def push(self, table: RoutingTable) -> int:
+        """See `Gateways.push`."""
+        handle: DeploymentHandle[Any] = serve.get_deployment_handle(GATEWAY, self._app_name)
+        return len(await ask_all(handle, "follow", table))
+
+
+class HandleControlPlane:
+    """The Reconciler as its callers see it; implements `ControlPlane`."""
+
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+        self.handle = handle
+
+    async def table(self) -> RoutingTable:
+        """Return the table to follow.
+
+        Raises:
+            UnavailableError: The Reconciler does not answer.
+        """
+        table: RoutingTable = await self._call("table", CONTROL_TIMEOUT_S)
+        return table
+
+    async def wanted(self, family: str) -> tuple[VersionRef, ...]:
+        """Return what a replica of a family is to hold.
+
+        Raises:
+            UnavailableError: The Reconciler does not answer.
+        """
+        refs: tuple[VersionRef, ...] = await self._call("wanted", CONTROL_TIMEOUT_S, family)
+        return refs
+
+    async def reload(
+        self, family: str, *, version: str | None, force: bool, actor: str, reason: str, wait_s: float
+    ) -> Operation:
+        """See `ControlPlane.reload`."""
+        operation: Operation = await self._call(
+            "reload",
+            wait_s + CONTROL_TIMEOUT_S,
+            family,
+            version=version,
+            force=force,
+            actor=actor,
+            reason=reason,
+            wait_s=wait_s,
+        )
+        return operation
+
+    async def rollback(self, family: str, *, to: str | None, actor: str, wait_s: float) -> Operation:
+        """See `ControlPlane.rollback`."""
+        operation: Operation = await self._call(
+            "rollback", wait_s + CONTROL_TIMEOUT_S, family, to=to, actor=actor, wait_s=wait_s
+        )
+        return operation
+
+    async def operation(self, operation_id: str) -> Operation | None:
+        """See `ControlPlane.operation`."""
+        operation: Operation | None = await self._call("operation", CONTROL_TIMEOUT_S, operation_id)
+        return operation
+
+    async def versions(self, family: str) -> list[KnownVersion]:
+        """See `ControlPlane.versions`."""
+        versions: list[KnownVersion] = await self._call("versions", CONTROL_TIMEOUT_S, family)
+        return versions
+
+    async def audit(self, *, family: str | None, limit: int) -> list[AuditEntry]:
+        """See `ControlPlane.audit`."""
+        entries: list[AuditEntry] = await self._call("audit", CONTROL_TIMEOUT_S, family=family, limit=limit)
+        return entries
+
+    async def _call(self, method: str, timeout_s: float, *args: Any, **kwargs: Any) -> Any:
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await getattr(self.handle, method).remote(*args, **kwargs)
+        except RayTaskError as error:
+            if isinstance(error.cause, ServeAppError):
+                raise error.cause from None
+            raise
+        except Exception as error:  # killed, restarting, not deployed: all mean that it cannot be reached now
+            raise UnavailableError(f"the control plane cannot be reached now ({type(error).__name__})") from error

@@ -1,0 +1,156 @@
+"""Reconciler: the control loop; one replica, the only writer of the state store."""
+
+import asyncio
+from typing import Any
+
+import structlog
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from serve_app.adapters.clock import SystemClock
+from serve_app.adapters.log_setup import set_up_logging
+from serve_app.adapters.prometheus_metrics import MetricSnapshot, ReloadMetrics, snapshot
+from serve_app.adapters.sources import SOURCES
+from serve_app.adapters.state_store import SqlStateStore
+from serve_app.adapters.trial import SubprocessTrial, TrialSettings
+from serve_app.config import AppConfig
+from serve_app.deployments.handles import HandleFleet, HandleGateways
+from serve_app.domain.errors import ServeAppError
+from serve_app.domain.following import FollowRule
+from serve_app.domain.reload import AuditEntry, KnownVersion, Operation, RoutingTable, VersionRef
+from serve_app.usecases.control_versions import ControlledFamily, VersionControl
+from serve_app.usecases.keep_state import StateKeeper
+from serve_app.usecases.load_model import LoadPolicy
+from serve_app.usecases.ports import TrialLimits
+from serve_app.usecases.reload_model import ModelReloader, ReloadPolicy
+
+log = structlog.get_logger(__name__)
+
+
+class Reconciler:
+    """Ray's shell around `VersionControl`. Predictions do not need it: killed, it goes on where the store says."""
+
+    async def __init__(  # type: ignore[misc]  # Ray awaits a constructor that is async
+        self, config: AppConfig, pools: dict[str, dict[str, DeploymentHandle[Any]]]
+    ) -> None:
+        context = serve.get_replica_context()
+        self._id = context.replica_id.unique_id
+        set_up_logging(config.logging.level, deployment=context.deployment, replica=self._id)
+        self._tick_s = config.reconciler.tick_s
+        self._metrics = ReloadMetrics()
+        clock = SystemClock()
+        fleet, gateways = HandleFleet(pools, context.app_name), HandleGateways(context.app_name)
+        self._trial = SubprocessTrial({name: _trial_settings(config, name) for name in config.families})
+        self._keeper = StateKeeper(SqlStateStore(config.store_url))
+        families = {
+            name: ControlledFamily(
+                source=SOURCES[family.source.kind](config.source_root(name), manifest_name=family.source.manifest_name),
+                rule=FollowRule(family.reload.mode, family.reload.interval_s),
+                reloader=ModelReloader(
+                    name,
+                    ReloadPolicy(TrialLimits(family.trial.timeout_s, family.trial.memory_bytes), family.load_timeout_s),
+                    keeper=self._keeper,
+                    fleet=fleet,
+                    gateways=gateways,
+                    trial=self._trial,
+                    clock=clock,
+                    meter=self._metrics,
+                ),
+            )
+            for name, family in config.families.items()
+        }
+        self._control = VersionControl(
+            families,
+            owner=f"{config.reconciler.cluster}:{context.app_name}",
+            keeper=self._keeper,
+            fleet=fleet,
+            gateways=gateways,
+            clock=clock,
+            meter=self._metrics,
+        )
+        await self._until_stored()
+        self._loops = [asyncio.create_task(self._lead())]
+        self._loops += [asyncio.create_task(self._follow(name)) for name in families]
+
+    async def _until_stored(self) -> None:
+        """Read the store before anything is answered; wait while it cannot be read."""
+        while True:
+            try:
+                await self._keeper.refresh()
+                await self._control.keep_lease()
+            except ServeAppError as error:
+                log.error("state store not readable", reason=str(error), next_try_s=self._tick_s)
+                await asyncio.sleep(self._tick_s)
+            else:
+                return
+
+    async def _lead(self) -> None:
+        while True:
+            await asyncio.sleep(self._tick_s)
+            try:
+                await self._control.keep_lease()
+            except ServeAppError as error:
+                log.error("lease not renewed", reason=str(error))
+            except Exception:
+                log.exception("lease not renewed")
+
+    async def _follow(self, family: str) -> None:
+        while True:
+            try:
+                await self._control.tick(family)
+            except ServeAppError as error:
+                log.error("family not reconciled", family=family, reason=str(error))
+            except Exception:
+                log.exception("family not reconciled", family=family)
+            await asyncio.sleep(self._tick_s)
+
+    async def table(self) -> RoutingTable:
+        """What gateways are to follow."""
+        return self._control.table
+
+    async def wanted(self, family: str) -> tuple[VersionRef, ...]:
+        """What a replica of a family is to hold."""
+        return self._control.wanted(family)
+
+    async def reload(self, family: str, **wish: Any) -> Operation:
+        """See `ControlPlane.reload`."""
+        return await self._control.reload(family, **wish)
+
+    async def rollback(self, family: str, **wish: Any) -> Operation:
+        """See `ControlPlane.rollback`."""
+        return await self._control.rollback(family, **wish)
+
+    async def operation(self, operation_id: str) -> Operation | None:
+        """See `ControlPlane.operation`."""
+        return await self._control.operation(operation_id)
+
+    async def versions(self, family: str) -> list[KnownVersion]:
+        """See `ControlPlane.versions`."""
+        return await self._control.versions(family)
+
+    async def audit(self, *, family: str | None, limit: int) -> list[AuditEntry]:
+        """See `ControlPlane.audit`."""
+        return await self._control.audit(family=family, limit=limit)
+
+    async def metrics(self) -> tuple[str, list[MetricSnapshot]]:
+        """Return the name of this replica and its metrics."""
+        return self._id, snapshot(self._metrics.registry)
+
+    async def check_health(self) -> None:
+        """Fail when a loop has ended, which nothing but a defect can cause."""
+        if ended := [loop for loop in self._loops if loop.done()]:
+            raise RuntimeError(f"a loop of the reconciler ended: {ended[0]}")
+
+    async def __del__(self) -> None:
+        """End the trial's workers."""
+        await self._trial.close()
+
+
+def _trial_settings(config: AppConfig, name: str) -> TrialSettings:
+    family = config.families[name]
+    return TrialSettings(
+        source_kind=family.source.kind,
+        root=str(config.source_root(name)),
+        manifest_name=family.source.manifest_name,
+        policy=LoadPolicy(name, family.models_type, family.loader, config.security.allow_pickle_loaders),
+    )

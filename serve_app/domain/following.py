@@ -1,0 +1,57 @@
+"""How a family follows its source: modes, intervals, retries, and the pin that overrules them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from serve_app.domain.status import ReplicaStatus
+
+CURRENT = "current"
+RETRY_DELAYS_S = (5.0, 10.0, 30.0, 60.0)
+"""Waiting times after a source could not be read while there is nothing to serve; the last one repeats."""
+
+
+class ReloadMode(StrEnum):
+    """What may bring a new version. A pin in `user_config` works in every mode."""
+
+    NONE = "none"
+    POLL = "poll"
+    ENDPOINT = "endpoint"
+
+
+@dataclass(frozen=True, slots=True)
+class FollowRule:
+    """The mode, and the seconds between two looks at the source."""
+
+    mode: ReloadMode
+    interval_s: float
+
+    @property
+    def polls(self) -> bool:
+        """True when what the source calls current is followed without a call."""
+        return self.mode is ReloadMode.POLL
+
+    @property
+    def takes_calls(self) -> bool:
+        """True when an admin call may change the version; polling does not forbid it."""
+        return self.mode is not ReloadMode.NONE
+
+
+def pin_of(statuses: Sequence[ReplicaStatus]) -> str | None:
+    """Return the version that `user_config` pins, or None when it says `"current"`.
+
+    While Serve is passing on a new `user_config`, replicas disagree for some seconds; then nothing counts as pinned
+    anew, and the wish that all replicas share is taken up at the next look.
+    """
+    wishes = {status.wanted for status in statuses}
+    if len(wishes) != 1:
+        return None
+    wish = wishes.pop()
+    return None if wish == CURRENT else wish
+
+
+def asked_interval_s(facts: Mapping[str, Any], rule: FollowRule) -> float:
+    """Return the interval that a manifest's `sidecar.poll_interval_seconds` asks for, else the rule's."""
+    sidecar = facts.get("sidecar")
+    return float(sidecar["poll_interval_seconds"]) if sidecar else rule.interval_s

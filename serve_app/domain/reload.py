@@ -1,0 +1,272 @@
+"""The change from one version to another: its phases, what is stored of it, and the transitions that are allowed.
+
+    (none) ─start─▶ TRIAL ─tried─▶ PREPARE ─covered─▶ RELEASE ─released─▶ (none)
+                      └─────abort─────┴──▶ (none)
+
+Commit is the one write that takes PREPARE to RELEASE: it makes the candidate active, keeps the former as last good
+and raises the generation. So whatever is interrupted is resumed by rule: before the commit it is tried and prepared
+again (both may be repeated), after it only the release is left to do.
+"""
+
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict, JsonValue
+
+from serve_app.domain.errors import ServeAppError
+
+
+class Phase(StrEnum):
+    """How far a change has come."""
+
+    TRIAL = "trial"
+    PREPARE = "prepare"
+    RELEASE = "release"
+
+
+class Outcome(StrEnum):
+    """How an operation ended, or that it has not."""
+
+    RUNNING = "running"
+    RELOADED = "reloaded"
+    UNCHANGED = "unchanged"
+    FAILED = "failed"
+
+
+class IllegalTransitionError(ServeAppError):
+    """A change cannot go from the phase it is in to the one that was asked for."""
+
+    def __init__(self, found: Phase | None, action: str) -> None:
+        self.found = found
+        self.action = action
+        super().__init__(f"{action}: expected {_EXPECTED[action]}, found {found.value if found else 'no change'}")
+
+    def __reduce__(self) -> tuple[type["IllegalTransitionError"], tuple[Phase | None, str]]:
+        return type(self), (self.found, self.action)
+
+
+_EXPECTED = {
+    "start": "no change under way",
+    "tried": "the phase trial",
+    "commit": "the phase prepare",
+    "abort": "the phase trial or prepare",
+    "released": "the phase release",
+}
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class VersionRef(_Document):
+    """One bundle: its version, and the sha256 (hex) of its manifest, which proves that it is the same one."""
+
+    version: str
+    digest: str
+
+
+class Change(_Document):
+    """A change under way. `actor` asked for it, `reason` says why; times are seconds since the epoch."""
+
+    operation_id: str
+    to: VersionRef
+    phase: Phase
+    actor: str
+    reason: str
+    started_at_s: float
+    deadline_s: float
+
+
+class FailedBundle(_Document):
+    """A bundle that is not tried again unless forced."""
+
+    version: str
+    reason: str
+    at_s: float
+
+
+class FamilyRecord(_Document):
+    """What is stored of a family. `failed` maps digests to what was wrong with them, the newest last."""
+
+    active: VersionRef | None = None
+    last_good: VersionRef | None = None
+    change: Change | None = None
+    failed: dict[str, FailedBundle] = {}
+
+
+class StoredState(_Document):
+    """All that the control plane must not forget. `revision` counts writes, `generation` counts commits."""
+
+    revision: int = 0
+    generation: int = 0
+    families: dict[str, FamilyRecord] = {}
+
+    def family(self, name: str) -> FamilyRecord:
+        """Return the record of a family; an empty one where nothing is stored yet."""
+        return self.families.get(name, FamilyRecord())
+
+    def with_family(self, name: str, record: FamilyRecord, *, committed: bool = False) -> "StoredState":
+        """Return the state with one record replaced, one revision later, and one generation later after a commit."""
+        return StoredState(
+            revision=self.revision + 1,
+            generation=self.generation + committed,
+            families={**self.families, name: record},
+        )
+
+
+class AuditEntry(_Document):
+    """One line of the audit log: who changed what, when, from where to where, why, and how it ended."""
+
+    at_s: float
+    operation_id: str
+    family: str
+    actor: str
+    action: str
+    from_version: str | None
+    to_version: str | None
+    reason: str
+    outcome: Outcome
+    detail: str = ""
+    generation: int = 0
+
+
+class Operation(_Document):
+    """What is told of one reload or rollback. `phase` is None once it has ended; `detail` says why it failed."""
+
+    operation_id: str
+    family: str
+    outcome: Outcome
+    phase: Phase | None = None
+    from_version: str | None = None
+    to_version: str | None = None
+    detail: str = ""
+    started_at_s: float = 0.0
+    ended_at_s: float | None = None
+    generation: int = 0
+
+
+class KnownVersion(_Document):
+    """A version that a source offers. `is_current` is the source's word, `is_active` what answers by default."""
+
+    version: str
+    location: str
+    modified_at_s: float
+    size_bytes: int
+    is_current: bool = False
+    is_active: bool = False
+    is_resident: bool = False
+    failed_reason: str | None = None
+    metrics: dict[str, JsonValue] = {}
+    training: dict[str, JsonValue] = {}
+
+
+class Route(_Document):
+    """Where a family's requests go: the version, and the one that stays loaded for a rollback."""
+
+    version: str
+    digest: str
+    last_good: str | None = None
+
+
+class RoutingTable(_Document):
+    """What the gateways follow. A table with a lower generation than the one in use is ignored."""
+
+    generation: int = 0
+    routes: dict[str, Route] = {}
+
+
+KEPT_FAILURES = 50
+
+
+def start(record: FamilyRecord, change: Change) -> FamilyRecord:
+    """Begin a change with its trial. A failure of the same bundle is forgotten only when it is committed.
+
+    Raises:
+        IllegalTransitionError: A change is under way.
+    """
+    if record.change is not None:
+        raise IllegalTransitionError(record.change.phase, "start")
+    return record.model_copy(update={"change": change})
+
+
+def tried(record: FamilyRecord) -> FamilyRecord:
+    """The trial passed: the replicas may prepare.
+
+    Raises:
+        IllegalTransitionError: No change is in its trial.
+    """
+    change = _in_phase(record, "tried", Phase.TRIAL)
+    return record.model_copy(update={"change": change.model_copy(update={"phase": Phase.PREPARE})})
+
+
+def commit(record: FamilyRecord) -> FamilyRecord:
+    """All replicas are ready: make the candidate active. Use with `StoredState.with_family(…, committed=True)`.
+
+    Raises:
+        IllegalTransitionError: No change is being prepared.
+    """
+    change = _in_phase(record, "commit", Phase.PREPARE)
+    last_good = record.active if record.active != change.to else record.last_good
+    released = change.model_copy(update={"phase": Phase.RELEASE})
+    failed = {
+        digest: failure
+        for digest, failure in record.failed.items()
+        if VersionRef(version=failure.version, digest=digest) != change.to
+    }
+    return record.model_copy(update={"active": change.to, "last_good": last_good, "change": released, "failed": failed})
+
+
+def abort(record: FamilyRecord, *, reason: str, now_s: float, blame_bundle: bool) -> FamilyRecord:
+    """Give a change up; what is active stays. `blame_bundle` remembers the digest, so that no loop retries it.
+
+    Raises:
+        IllegalTransitionError: Nothing is under way, or it is committed already.
+    """
+    change = _in_phase(record, "abort", Phase.TRIAL, Phase.PREPARE)
+    blamed = distrust(record, change.to, reason=reason, now_s=now_s) if blame_bundle else record
+    return blamed.model_copy(update={"change": None})
+
+
+def distrust(record: FamilyRecord, ref: VersionRef, *, reason: str, now_s: float) -> FamilyRecord:
+    """Remember a bundle as one not to be taken up again by itself: it failed, or was rolled back."""
+    others = [(digest, failure) for digest, failure in record.failed.items() if digest != ref.digest]
+    newest = (ref.digest, FailedBundle(version=ref.version, reason=reason, at_s=now_s))
+    return record.model_copy(update={"failed": dict([*others, newest][-KEPT_FAILURES:])})
+
+
+def released(record: FamilyRecord) -> FamilyRecord:
+    """Old versions are let go of: the change is over.
+
+    Raises:
+        IllegalTransitionError: Nothing is committed and waiting for its release.
+    """
+    _in_phase(record, "released", Phase.RELEASE)
+    return record.model_copy(update={"change": None})
+
+
+def table_of(state: StoredState) -> RoutingTable:
+    """Return the routing table that a stored state stands for."""
+    return RoutingTable(
+        generation=state.generation,
+        routes={
+            name: Route(
+                version=record.active.version,
+                digest=record.active.digest,
+                last_good=record.last_good.version if record.last_good else None,
+            )
+            for name, record in state.families.items()
+            if record.active is not None
+        },
+    )
+
+
+def wanted_versions(record: FamilyRecord) -> tuple[VersionRef, ...]:
+    """Return what every replica is to hold, most important first: active, candidate once tried, last good."""
+    candidate = record.change.to if record.change is not None and record.change.phase is Phase.PREPARE else None
+    refs = (record.active, candidate, record.last_good)
+    return tuple(dict.fromkeys(ref for ref in refs if ref is not None))
+
+
+def _in_phase(record: FamilyRecord, action: str, *phases: Phase) -> Change:
+    if record.change is None or record.change.phase not in phases:
+        raise IllegalTransitionError(record.change.phase if record.change else None, action)
+    return record.change

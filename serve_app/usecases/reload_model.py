@@ -1,0 +1,173 @@
+"""One change of version, from trial to release: trial -> prepare -> cover -> commit -> release.
+
+Every step is saved before the next begins, and every step may be repeated, so that a change which was interrupted at
+any point goes on where it was. Nothing a candidate does is seen by requests before the commit; after it nothing fails.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from serve_app.domain import reload
+from serve_app.domain.coverage import coverage
+from serve_app.domain.errors import ReloadError, SourceError, TrialError
+from serve_app.domain.reload import AuditEntry, FamilyRecord, Phase, StoredState, VersionRef
+from serve_app.usecases.keep_state import StateKeeper
+from serve_app.usecases.ports import Clock, Fleet, Gateways, ReloadMeter, Trial, TrialLimits
+
+COVER_POLL_S = 0.05
+"""How often replicas are asked while they prepare; an answer costs a millisecond."""
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadPolicy:
+    """Bounds of one change: the trial's limits, and seconds until every replica must be ready."""
+
+    trial: TrialLimits
+    prepare_timeout_s: float
+
+
+class ModelReloader:
+    """Runs the changes of one family, one at a time."""
+
+    def __init__(
+        self,
+        family: str,
+        policy: ReloadPolicy,
+        *,
+        keeper: StateKeeper,
+        fleet: Fleet,
+        gateways: Gateways,
+        trial: Trial,
+        clock: Clock,
+        meter: ReloadMeter,
+    ) -> None:
+        self._family = family
+        self._policy = policy
+        self._keeper = keeper
+        self._fleet = fleet
+        self._gateways = gateways
+        self._trial = trial
+        self._clock = clock
+        self._meter = meter
+
+    @property
+    def record(self) -> FamilyRecord:
+        """What is stored of the family now."""
+        return self._keeper.state.family(self._family)
+
+    async def run(self) -> None:
+        """Carry the stored change to its end.
+
+        Raises:
+            ReloadError: The change was given up; what was active before still is.
+            StoreError: The state cannot be written now. The change stays as it is stored, and may be run again.
+        """
+        while (change := self.record.change) is not None:
+            started_s = self._clock.monotonic_s()
+            match change.phase:
+                case Phase.TRIAL:
+                    await self._try_out(change.to)
+                case Phase.PREPARE:
+                    await self._prepare(change.to)
+                    await self._commit()
+                case Phase.RELEASE:
+                    await self._gateways.push(reload.table_of(self._keeper.state))
+                    await self._fleet.hold(self._family, reload.wanted_versions(self.record))
+                    await self._save(reload.released)
+            self._meter.observe_stage(self._family, change.phase, self._clock.monotonic_s() - started_s)
+
+    async def _try_out(self, ref: VersionRef) -> None:
+        """Hold the trial, unless every replica has the very bundle loaded already."""
+        if not await self._is_resident(ref):
+            try:
+                tried = await self._trial.run(self._family, ref.version, self._policy.trial)
+            except TrialError as error:
+                await self._give_up(str(error), blame_bundle=error.blames_bundle)
+            except SourceError as error:
+                await self._give_up(str(error), blame_bundle=False)
+            else:
+                if tried.digest != ref.digest:
+                    found = f"expected the bundle {ref.digest[:12]}, found {tried.digest[:12]}"
+                    await self._give_up(f"{found}: it changed during its trial", blame_bundle=False)
+        await self._save(reload.tried)
+
+    async def _is_resident(self, ref: VersionRef) -> bool:
+        statuses = await self._fleet.statuses(self._family)
+        return bool(statuses) and all(status.holds_bundle(ref.version, ref.digest) for status in statuses)
+
+    async def _prepare(self, ref: VersionRef) -> None:
+        """Have every routable replica load the candidate, and wait until all report it ready."""
+        deadline_s = self._clock.monotonic_s() + self._policy.prepare_timeout_s
+        await self._fleet.prepare(self._family, reload.wanted_versions(self.record))
+        asked = 1
+        while True:
+            statuses = await self._fleet.statuses(self._family)
+            seen = coverage(statuses, ref, expected=0)
+            if seen.is_complete:
+                seen = coverage(statuses, ref, expected=await self._fleet.routable(self._family))
+            if seen.is_complete:
+                return
+            if seen.failure is not None:
+                await self._give_up(seen.failure, blame_bundle=True)
+            if self._clock.monotonic_s() > deadline_s:
+                await self._give_up(
+                    f"not ready within {self._policy.prepare_timeout_s:g} s: {seen.waiting_for}", blame_bundle=False
+                )
+            if asked < len(statuses):  # a replica that came since does not know the candidate
+                await self._fleet.prepare(self._family, reload.wanted_versions(self.record))
+            asked = len(statuses)
+            await asyncio.sleep(COVER_POLL_S)
+
+    async def _commit(self) -> None:
+        started_s = self._clock.monotonic_s()
+        before = self.record.active
+        await self._save(reload.commit, committed=True)
+        pushed_s = self._clock.monotonic_s()
+        await self._gateways.push(reload.table_of(self._keeper.state))
+        ended_s = self._clock.monotonic_s()
+        self._meter.observe_commit(self._family, ended_s - started_s)
+        active = self.record.active
+        log.info(
+            "version changed",
+            family=self._family,
+            from_version=before.version if before else None,
+            version=active.version if active else None,
+            generation=self._keeper.state.generation,
+            store_ms=round((pushed_s - started_s) * 1e3, 1),
+            push_ms=round((ended_s - pushed_s) * 1e3, 1),
+        )
+
+    async def _give_up(self, why: str, *, blame_bundle: bool) -> None:
+        change = self.record.change
+        version = change.to.version if change else "?"
+        now_s = self._clock.now_s()
+        await self._save(lambda record: reload.abort(record, reason=why, now_s=now_s, blame_bundle=blame_bundle))
+        await self._fleet.hold(self._family, reload.wanted_versions(self.record))
+        log.error("version refused", family=self._family, version=version, reason=why)
+        raise ReloadError(why)
+
+    async def _save(self, step: Callable[[FamilyRecord], FamilyRecord], *, committed: bool = False) -> None:
+        await self._keeper.update(self._family, step, committed=committed)
+
+
+def audit_entry(
+    state: StoredState, family: str, operation: reload.Operation, *, actor: str, action: str, reason: str, at_s: float
+) -> AuditEntry:
+    """Build the line that tells of an ended operation."""
+    return AuditEntry(
+        at_s=at_s,
+        operation_id=operation.operation_id,
+        family=family,
+        actor=actor,
+        action=action,
+        from_version=operation.from_version,
+        to_version=operation.to_version,
+        reason=reason,
+        outcome=operation.outcome,
+        detail=operation.detail,
+        generation=state.generation,
+    )

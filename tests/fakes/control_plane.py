@@ -1,0 +1,167 @@
+"""A control plane in memory."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from serve_app.domain.errors import PinnedError, SourceError, UnavailableError, UnknownFamilyError, UnknownVersionError
+from serve_app.domain.reload import AuditEntry, KnownVersion, Operation, Outcome, Phase
+
+NOW_S = 1_769_763_600.0
+
+
+class FakeControlPlane:
+    """Changes versions at once; those in `broken` fail for the reason given there.
+
+    With `is_held` a change stays under way until `finish`. Set `error` to make every call raise it. `asked` holds what
+    every reload and rollback asked for; `on_commit(family, version)` is called when another version becomes active.
+    """
+
+    def __init__(self, *families: str, on_commit: Callable[[str, str], None] | None = None) -> None:
+        self.error: Exception | None = None
+        self.broken: dict[str, str] = {}
+        self.pins: dict[str, str] = {}
+        self.is_held = False
+        self.asked: list[dict[str, Any]] = []
+        self.entries: list[AuditEntry] = []
+        self.generation = 0
+        self._on_commit = on_commit
+        self._known: dict[str, list[KnownVersion]] = {family: [] for family in families}
+        self._active: dict[str, str] = {}
+        self._last_good: dict[str, str] = {}
+        self._operations: dict[str, Operation] = {}
+        self._ended: dict[str, asyncio.Event] = {}
+
+    def publish(self, version: str, *, family: str = "forecaster", active: bool = False, **facts: Any) -> None:
+        """Add a version to the source, newest and current; `active` also lets it answer from now on."""
+        known: dict[str, Any] = {"location": f"/srv/models/{version}", "modified_at_s": NOW_S, "size_bytes": 1 << 20}
+        self._known[family].append(KnownVersion(version=version, **known | facts))
+        if active:
+            self._commit(family, version)
+
+    async def reload(
+        self, family: str, *, version: str | None, force: bool, actor: str, reason: str, wait_s: float
+    ) -> Operation:
+        """Change to a version, or to the newest one."""
+        self.asked.append({"family": family, "version": version, "force": force, "actor": actor, "wait_s": wait_s})
+        self._check(family, version)
+        wanted = version or self.pins.get(family) or self._newest(family)
+        return await self._change(family, wanted, "reload", actor, reason, wait_s, force=force)
+
+    async def rollback(self, family: str, *, to: str | None, actor: str, wait_s: float) -> Operation:
+        """Change back to a version, or to the one before."""
+        self.asked.append({"family": family, "version": to, "actor": actor, "wait_s": wait_s})
+        self._check(family, to)
+        wanted = to or self._last_good.get(family)
+        if wanted is None:
+            raise UnknownVersionError(family, "last good", [])
+        return await self._change(family, wanted, "rollback", actor, f"rollback to {wanted}", wait_s)
+
+    async def operation(self, operation_id: str) -> Operation | None:
+        """Return an operation."""
+        self._maybe_fail()
+        return self._operations.get(operation_id)
+
+    async def versions(self, family: str) -> list[KnownVersion]:
+        """List what was published, newest first."""
+        self._maybe_fail()
+        known = self._known_of(family)
+        newest = known[-1].version if known else None
+        active = self._active.get(family)
+        return [
+            k.model_copy(update={"is_active": k.version == active, "is_current": k.version == newest})
+            for k in reversed(known)
+        ]
+
+    async def audit(self, *, family: str | None, limit: int) -> list[AuditEntry]:
+        """Return what was done, newest first."""
+        self._maybe_fail()
+        return [entry for entry in reversed(self.entries) if family in (None, entry.family)][:limit]
+
+    def finish(self) -> None:
+        """Let the changes end that are under way."""
+        for operation in list(self._operations.values()):
+            if operation.outcome is Outcome.RUNNING:
+                self._end(operation)
+
+    async def _change(
+        self, family: str, version: str, action: str, actor: str, reason: str, wait_s: float, *, force: bool = False
+    ) -> Operation:
+        active = self._active.get(family)
+        if version == active and not force:
+            return Operation(
+                operation_id="", family=family, outcome=Outcome.UNCHANGED, from_version=active, to_version=active,
+                generation=self.generation,
+            )  # fmt: skip
+        started = Operation(
+            operation_id=f"op-{len(self._operations) + 1}", family=family, outcome=Outcome.RUNNING, phase=Phase.TRIAL,
+            from_version=active, to_version=version, started_at_s=NOW_S,
+        )  # fmt: skip
+        self._operations[started.operation_id] = started
+        self._ended[started.operation_id] = asyncio.Event()
+        if not self.is_held:
+            self._end(started)
+        try:
+            async with asyncio.timeout(wait_s):
+                await self._ended[started.operation_id].wait()
+        except TimeoutError:
+            pass
+        operation = self._operations[started.operation_id]
+        self.entries.append(
+            AuditEntry(
+                at_s=NOW_S, operation_id=operation.operation_id, family=family, actor=actor, action=action,
+                from_version=active, to_version=version, reason=reason, outcome=operation.outcome,
+                detail=operation.detail, generation=operation.generation,
+            )
+        )  # fmt: skip
+        return operation
+
+    def _end(self, operation: Operation) -> None:
+        version = operation.to_version or ""
+        reason = self.broken.get(version)
+        if reason is None:
+            self._commit(operation.family, version)
+        self._operations[operation.operation_id] = operation.model_copy(
+            update={
+                "outcome": Outcome.FAILED if reason else Outcome.RELOADED,
+                "phase": None,
+                "detail": reason or "",
+                "ended_at_s": NOW_S + 1,
+                "generation": self.generation,
+            }
+        )
+        self._ended[operation.operation_id].set()
+
+    def _commit(self, family: str, version: str) -> None:
+        self.generation += 1
+        if family in self._active:
+            self._last_good[family] = self._active[family]
+        self._active[family] = version
+        if self._on_commit is not None:
+            self._on_commit(family, version)
+
+    def _check(self, family: str, version: str | None) -> None:
+        self._maybe_fail()
+        known = [k.version for k in self._known_of(family)]
+        pin = self.pins.get(family)
+        if pin is not None and version not in (None, pin):
+            raise PinnedError(family, pin)
+        under_way = [o for o in self._operations.values() if o.outcome is Outcome.RUNNING and o.family == family]
+        if under_way and version != under_way[0].to_version:
+            raise UnavailableError(f"another change of {family!r} is under way: {under_way[0].to_version}")
+        if version is not None and version not in known:
+            raise UnknownVersionError(family, version, known)
+
+    def _known_of(self, family: str) -> list[KnownVersion]:
+        if family not in self._known:
+            raise UnknownFamilyError(family, list(self._known))
+        return self._known[family]
+
+    def _newest(self, family: str) -> str:
+        if not self._known[family]:
+            raise SourceError(f"the source of {family!r} has no bundle")
+        return self._known[family][-1].version
+
+    def _maybe_fail(self) -> None:
+        if self.error is not None:
+            raise self.error

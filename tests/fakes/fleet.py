@@ -1,0 +1,113 @@
+"""Model replicas and gateways without Ray, for the control plane's tests."""
+
+from collections.abc import Sequence
+
+from serve_app.domain.reload import RoutingTable, VersionRef
+from serve_app.domain.signature import Column, Signature
+from serve_app.domain.status import LoadedVersion, ReplicaStatus
+
+SIGNATURE = Signature(inputs=(Column(name="x"),), outputs=(Column(name="y"),))
+
+
+def loaded(ref: VersionRef) -> LoadedVersion:
+    return LoadedVersion(
+        version=ref.version,
+        digest=ref.digest,
+        created_at="2026-01-30T09:00:00Z",
+        loaded_at_s=0.0,
+        load_seconds=0.1,
+        artifact_bytes=10,
+        signature=SIGNATURE,
+        engine={"y": "fake"},
+        row_micros=1.0,
+        runs_inline=True,
+    )
+
+
+class FakeFleet:
+    """Replicas of one family that load at once, except what stands in `refuses` (digest -> reason) or `hangs` (digest)."""
+
+    def __init__(self, n_replicas: int = 2) -> None:
+        self.held: list[dict[str, VersionRef]] = [{} for _ in range(n_replicas)]
+        self.failed: list[dict[str, str]] = [{} for _ in range(n_replicas)]
+        self.refuses: dict[str, str] = {}
+        self.hangs: set[str] = set()
+        self.pin = "current"
+        self.n_unreachable = 0
+        self.log: list[str] = []
+
+    def add_replica(self) -> None:
+        """A replica that Serve has just started and that holds nothing."""
+        self.held.append({})
+        self.failed.append({})
+
+    async def statuses(self, family: str) -> list[ReplicaStatus]:
+        """See `Fleet.statuses`."""
+        return [
+            ReplicaStatus(
+                replica_id=f"r{i}",
+                family=family,
+                pool="cpu",
+                wanted=self.pin,
+                versions=tuple(loaded(ref) for ref in self.held[i].values()),
+                failed=self.failed[i],
+            )
+            for i in range(len(self.held) - self.n_unreachable)
+        ]
+
+    async def routable(self, family: str) -> int:
+        """See `Fleet.routable`."""
+        return len(self.held)
+
+    async def prepare(self, family: str, refs: Sequence[VersionRef]) -> None:
+        """See `Fleet.prepare`."""
+        self.log.append("prepare " + " ".join(ref.version for ref in refs))
+        for i in range(len(self.held) - self.n_unreachable):
+            for ref in refs:
+                if ref.digest in self.refuses:
+                    self.failed[i][ref.digest] = self.refuses[ref.digest]
+                elif ref.digest not in self.hangs:
+                    self.held[i][ref.version] = ref
+
+    async def hold(self, family: str, refs: Sequence[VersionRef]) -> None:
+        """See `Fleet.hold`."""
+        self.log.append("hold " + " ".join(ref.version for ref in refs))
+        kept = {ref.version for ref in refs}
+        for replica in self.held:
+            for version in set(replica) - kept:
+                del replica[version]
+
+
+class FakeGateways:
+    """Keeps every table that was pushed."""
+
+    def __init__(self) -> None:
+        self.tables: list[RoutingTable] = []
+
+    async def push(self, table: RoutingTable) -> int:
+        """See `Gateways.push`."""
+        self.tables.append(table)
+        return 1
+
+
+class FakeReloadMeter:
+    """Keeps what was counted."""
+
+    def __init__(self) -> None:
+        self.counted: list[tuple[str, ...]] = []
+
+    def observe_stage(self, family: str, phase: object, seconds: float) -> None:
+        """See `ReloadMeter.observe_stage`."""
+        self.counted.append(("stage", family, str(phase)))
+
+    def observe_commit(self, family: str, seconds: float) -> None:
+        """See `ReloadMeter.observe_commit`."""
+        self.counted.append(("commit", family))
+
+    def count_reload(self, family: str, outcome: object) -> None:
+        """See `ReloadMeter.count_reload`."""
+        self.counted.append(("reload", family, str(outcome)))
+
+    def count_source_error(self, family: str) -> None:
+        """See `ReloadMeter.count_source_error`."""
+        self.counted.append(("source_error", family))

@@ -1,0 +1,58 @@
+"""One real server for all tests that need one: Ray, HAProxy, two families, started by `serve-app up`."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from serve_app.cli.ports import choose_free
+from serve_app.cli.state_dir import StateDir
+from tests.builders import write_forecaster
+from tests.integration.instance import REPOSITORY, Instance
+from training import train_iris_forest
+
+IRIS_ROW = [5.1, 3.5, 1.4, 0.2]
+
+
+@dataclass(frozen=True)
+class Server:
+    """The running server, and short ways to talk to it."""
+
+    instance: Instance
+    http: httpx.Client
+
+    @property
+    def models(self) -> Path:
+        return self.instance.state.path / "models"
+
+    @property
+    def admin(self) -> dict[str, str]:
+        token = (self.instance.state.path / "admin-token").read_text().strip()
+        return {"Authorization": f"Bearer {token}"}
+
+    def predict(self, family: str, instances: Any, **headers: str) -> httpx.Response:
+        return self.http.post(f"/predict/{family}", json={"instances": instances}, headers=headers)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    directory = tmp_path_factory.mktemp("server")
+    state = StateDir.at(directory / "state")
+    train_iris_forest.main(out=state.path / "models" / "iris", joblib_path=None, model_version="v1")
+    write_forecaster(state.path / "models" / "forecaster", "v1")
+    document = yaml.safe_load((REPOSITORY / "configs" / "bench.yaml").read_text())
+    config = directory / "config.yaml"
+    config.write_text(yaml.safe_dump(document))
+    (port,) = choose_free(1)
+    instance = Instance(state=state, port=port, config=config)
+    started = instance.up()
+    try:
+        assert started.returncode == 0, started.stdout + started.stderr
+        with httpx.Client(base_url=instance.address, trust_env=False, timeout=60) as http:
+            yield Server(instance, http)
+    finally:
+        instance.run("down")

@@ -1,0 +1,55 @@
+"""A server of the tests' own: its state directory, port and config, acted on by the public commands."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from serve_app.cli.state_dir import RunRecord, StateDir
+
+REPOSITORY = Path(__file__).parents[2]
+UP_TIMEOUT_S = 180.0
+SERVE_APP = (sys.executable, "-c", "from serve_app.cli import app; app()")
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A state directory, a port and a config of its own, and the command line to act on them."""
+
+    state: StateDir
+    port: int
+    config: Path
+
+    @property
+    def record(self) -> RunRecord:
+        record = self.state.read_record()
+        assert record is not None
+        return record
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def up(self, *options: str) -> subprocess.CompletedProcess[str]:
+        return self.run("up", "--config", str(self.config), "--port", str(self.port), *options)
+
+    def run(self, command: str, *options: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*SERVE_APP, command, *options, "--state-dir", str(self.state.path)],
+            env={**os.environ, "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
+            capture_output=True,
+            text=True,
+            timeout=UP_TIMEOUT_S + 60,
+            check=False,
+        )
+
+
+def await_that(condition: Callable[[], bool], *, timeout_s: float) -> None:
+    """Wait until a condition holds; fail when it does not within the time."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"still not so after {timeout_s} s"
+        time.sleep(0.1)

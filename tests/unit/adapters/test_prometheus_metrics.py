@@ -1,0 +1,140 @@
+import math
+from collections.abc import Iterable, Sequence
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
+
+from serve_app.adapters.prometheus_metrics import (
+    GatewayMetrics,
+    MetricSnapshot,
+    ReloadMetrics,
+    ReplicaMetrics,
+    exposition,
+    snapshot,
+)
+from serve_app.domain.reload import Outcome, Phase
+
+
+def gateway(*statuses: int, seconds: float = 0.003, version: str = "v1") -> list[MetricSnapshot]:
+    metrics = GatewayMetrics()
+    for status in statuses:
+        metrics.observe("forecaster", version, "stable", status, seconds)
+    return snapshot(metrics.registry)
+
+
+def samples(snapshots: Sequence[tuple[str, Sequence[MetricSnapshot]]]) -> list[Sample]:
+    text = exposition(snapshots).decode()
+    return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+
+
+def value(found: Iterable[Sample], name: str, **labels: str) -> float:
+    (sample,) = [s for s in found if s.name == name and labels.items() <= s.labels.items()]
+    return sample.value
+
+
+def test_counters_of_all_replicas_add_up() -> None:
+    found = samples([("g1", gateway(200, 200, 422)), ("g2", gateway(200))])
+    assert value(found, "serve_app_requests_total", code="200") == 3
+    assert value(found, "serve_app_requests_total", code="422") == 1
+
+
+def test_counted_requests_have_the_promised_labels() -> None:
+    (sample,) = [s for s in samples([("g1", gateway(200))]) if s.name == "serve_app_requests_total"]
+    assert sample.labels == {"family": "forecaster", "version": "v1", "variant": "stable", "code": "200"}
+
+
+def test_histograms_of_all_replicas_add_up() -> None:
+    found = samples([("g1", gateway(200, 200, seconds=0.003)), ("g2", gateway(200, seconds=0.2))])
+    name = "serve_app_request_duration_seconds"
+    assert value(found, f"{name}_count") == 3
+    assert value(found, f"{name}_sum") == pytest.approx(0.206)
+    assert [value(found, f"{name}_bucket", le=le) for le in ("0.001", "0.005", "0.25", "+Inf")] == [0, 2, 3, 3]
+
+
+def test_buckets_come_in_rising_order_and_count_upwards() -> None:
+    found = samples([("g1", gateway(200, seconds=0.2)), ("g2", gateway(200, seconds=0.0001, version="v2"))])
+    for version in ("v1", "v2"):
+        buckets = [
+            (float(s.labels["le"]), s.value)
+            for s in found
+            if s.name == "serve_app_request_duration_seconds_bucket" and s.labels["version"] == version
+        ]
+        assert buckets == sorted(buckets)
+        assert buckets[-1] == (math.inf, 1)
+
+
+def test_gauges_keep_one_sample_for_each_replica() -> None:
+    by_replica = []
+    for replica, n_bytes in (("r1", 10), ("r2", 20)):
+        metrics = ReplicaMetrics("forecaster", "cpu")
+        metrics.set_resident_bytes(n_bytes)
+        by_replica.append((replica, snapshot(metrics.registry)))
+    found = samples(by_replica)
+    assert {s.labels["replica"]: s.value for s in found if s.name == "serve_app_resident_bytes"} == {"r1": 10, "r2": 20}
+
+
+def test_only_the_version_that_answers_now_is_shown_as_model_info() -> None:
+    metrics = GatewayMetrics()
+    metrics.set_route(1, "forecaster", "v1", "cpu", "aa")
+    metrics.set_route(2, "iris", "v7", "cpu", "bb")
+    metrics.set_route(3, "forecaster", "v2", "cpu", "cc")
+    found = samples([("g1", snapshot(metrics.registry))])
+    shown = {(s.labels["family"], s.labels["model_version"]) for s in found if s.name == "serve_app_model_info"}
+    assert shown == {("forecaster", "v2"), ("iris", "v7")}
+    assert value(found, "serve_app_generation", replica="g1") == 3
+
+
+def busy() -> list[tuple[str, list[MetricSnapshot]]]:
+    """Return every metric there is, from two replicas of each kind."""
+    made: list[tuple[str, list[MetricSnapshot]]] = []
+    for i in (1, 2):
+        gateway_metrics = GatewayMetrics()
+        for version in ("v1", 'v"2\\\n'):
+            gateway_metrics.observe("forecaster", version, "stable", 200, 0.01)
+            gateway_metrics.observe_batch(3)
+        gateway_metrics.set_route(i, "forecaster", "v1", "cpu", "aa")
+        replica = ReplicaMetrics("forecaster", "cpu")
+        replica.observe_predict("v1", 0.001)
+        replica.observe_load(succeeded=i == 1, seconds=0.5)
+        replica.set_resident_bytes(5)
+        control = ReloadMetrics()
+        control.observe_stage("forecaster", Phase.PREPARE, 0.1)
+        control.count_reload("forecaster", Outcome.FAILED)
+        control.count_source_error("forecaster")
+        for name, metrics in (("gateway", gateway_metrics), ("replica", replica), ("reconciler", control)):
+            made.append((f"{name}-{i}", snapshot(metrics.registry)))
+    return made
+
+
+def test_no_series_comes_twice() -> None:
+    series = [(s.name, tuple(sorted(s.labels.items()))) for s in samples(busy())]
+    assert len(series) == len(set(series))
+
+
+def test_labels_with_quotes_and_line_ends_survive() -> None:
+    versions = {s.labels["version"] for s in samples(busy()) if s.name == "serve_app_requests_total"}
+    assert versions == {"v1", 'v"2\\\n'}
+
+
+def test_every_metric_has_help_a_type_and_a_unit_that_prometheus_knows() -> None:
+    text = exposition(busy()).decode()
+    families = list(text_string_to_metric_families(text))
+    assert len(families) > 8
+    assert text.count("# TYPE ") == text.count("# HELP ") == len({family.name for family in families})
+    for family in families:
+        assert family.documentation.endswith(".")
+        assert family.type in ("counter", "gauge", "histogram")
+        assert not family.name.endswith(("_ms", "_milliseconds", "_total_total", "_created"))
+
+
+def test_labels_in_another_order_are_the_same_series() -> None:
+    def one(labels: dict[str, str]) -> list[MetricSnapshot]:
+        return [("x", "Something.", "counter", [("x_total", labels, 1.0)])]
+
+    found = samples([("r1", one({"a": "1", "b": "2"})), ("r2", one({"b": "2", "a": "1"}))])
+    assert [(s.labels, s.value) for s in found] == [({"a": "1", "b": "2"}, 2.0)]
+
+
+def test_merge_of_nothing_is_empty() -> None:
+    assert exposition([]) == b""

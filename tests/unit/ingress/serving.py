@@ -1,0 +1,92 @@
+"""A gateway's HTTP application in memory, over a fake pool of replicas."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+
+from serve_app.domain.reload import Route, RoutingTable
+from serve_app.ingress.api import build_api
+from serve_app.ingress.inference import Inference, RequestLimits
+from serve_app.usecases.coalesce_requests import BatchLimits
+from serve_app.usecases.route_request import RequestRouter
+from tests import builders
+from tests.fakes.predict_client import FakePredictClient, Model, row_sums
+from tests.reports import loaded, report
+
+FAMILY = "forecaster"
+MAX_BODY_BYTES = 4 << 20
+MAX_ROWS = 1000
+
+
+class Meter:
+    """Remembers what was counted."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, str, str, int]] = []
+
+    def observe(self, family: str, version: str, variant: str, status: int, seconds: float) -> None:
+        self.seen.append((family, version, variant, status))
+        assert seconds >= 0
+
+
+class Server:
+    """One family `forecaster` with inputs cpu, ram, load and output y, and a family `iris` without a model."""
+
+    def __init__(
+        self,
+        models: Mapping[str, Model] | None = None,
+        *,
+        outputs: tuple[str, ...] = ("y",),
+        queued: int = 100,
+        metrics: bytes = b"",
+        routed: str | None = "v1",
+    ) -> None:
+        self.client = FakePredictClient(models if models is not None else {"v1": row_sums})
+        self.models = self.client.models
+        self.meter = Meter()
+        self.metrics_error: Exception | None = None
+        self._metrics = metrics
+        self._signature = builders.signature(outputs=outputs)
+        self.router = RequestRouter(
+            (FAMILY, "iris"), default_family=FAMILY,
+            clients={(FAMILY, "cpu"): self.client, ("iris", "cpu"): FakePredictClient()},
+            limits=BatchLimits(100, 1 << 20, queued, 30.0),
+        )  # fmt: skip
+        self.inference = Inference(
+            self.router, limits=RequestLimits(MAX_BODY_BYTES, MAX_ROWS), meter=self.meter, access_log=False
+        )
+        self.api = build_api(
+            self.router, self.inference, required=frozenset({FAMILY}), collect_metrics=self._collect_metrics
+        )
+        if routed is not None:
+            self.route(routed)
+
+    def route(self, version: str, *, last_good: str | None = None, generation: int = 1) -> None:
+        """Have the replicas report their models, and the table name `version`."""
+        self.observe()
+        route = Route(version=version, digest="0" * 64, last_good=last_good)
+        self.router.follow(RoutingTable(generation=generation, routes={FAMILY: route}))
+
+    def observe(self, **facts: Any) -> None:
+        """Take in a report of one replica that holds all models."""
+        held = [loaded(version, signature=self._signature) for version in self.models]
+        self.router.observe(FAMILY, "cpu", [report(*held, **facts)])
+
+    async def _collect_metrics(self) -> bytes:
+        if self.metrics_error is not None:
+            raise self.metrics_error
+        return self._metrics
+
+    def http(self) -> httpx.AsyncClient:
+        """Return a client of it; nothing that the application raises gets lost."""
+        return httpx.AsyncClient(transport=httpx.ASGITransport(self.api), base_url="http://gateway")
+
+    async def post(
+        self, body: bytes, *, path: str = "/predict/forecaster", headers: Mapping[str, str] | None = None
+    ) -> httpx.Response:
+        """Post bytes as JSON unless the headers say otherwise."""
+        async with self.http() as client:
+            return await client.post(
+                path, content=body, headers={"content-type": "application/json"} | dict(headers or {})
+            )

@@ -1,0 +1,196 @@
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from serve_app.config import AppConfig, ReplicaUserConfig
+from serve_app.domain.errors import ConfigError
+
+REPOSITORY = Path(__file__).parents[2]
+CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
+
+
+def document(**changes: Any) -> dict[str, Any]:
+    family = {"models_type": "regression", "source": {"root": "models/forecaster"}}
+    return {"families": {"forecaster": family}} | changes
+
+
+def problems(wrong: Any) -> tuple[str, ...]:
+    with pytest.raises(ConfigError) as caught:
+        AppConfig.parse(wrong)
+    return caught.value.problems
+
+
+def put(path: str, value: Any) -> dict[str, Any]:
+    """Return a good document with one value put at a path; a number in it is a place in a list."""
+    made = document(default_family="forecaster")
+    made["families"]["forecaster"]["pools"] = [{"name": "cpu"}]
+    here: Any = made
+    *way, last = path.split(".")
+    for part in way:
+        here = here[int(part)] if part.isdigit() else here.setdefault(part, {})
+    here[last] = value
+    return made
+
+
+def test_smallest_document_gets_the_defaults() -> None:
+    config = AppConfig.parse(document())
+    family = config.families["forecaster"]
+    assert config.default_family_name == "forecaster"
+    assert [pool.name for pool in family.pools] == ["cpu"]
+    assert (family.loader, family.required) == ("sklearn_targets", True)
+    assert config.security.allow_pickle_loaders == ()
+    assert config.limits.max_body_bytes == 4 << 20
+    assert config.source_root("forecaster") == Path(".serve-app/models/forecaster")
+
+
+def test_absolute_root_of_a_source_is_kept() -> None:
+    config = AppConfig.parse(put("families.forecaster.source.root", "/srv/models"))
+    assert config.source_root("forecaster") == Path("/srv/models")
+
+
+def test_first_family_is_the_default_family() -> None:
+    family = document()["families"]["forecaster"]
+    assert AppConfig.parse({"families": {"b": family, "a": family}}).default_family_name == "b"
+
+
+def models_in(model: BaseModel) -> list[BaseModel]:
+    found = [model]
+    for value in vars(model).values():
+        parts = value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else [value]
+        for part in parts:
+            found += models_in(part) if isinstance(part, BaseModel) else []
+    return found
+
+
+def test_every_part_is_frozen_and_refuses_unknown_keys() -> None:
+    parts = models_in(AppConfig.parse(document()))
+    assert len(parts) > 8
+    for part in parts:
+        assert part.model_config["extra"] == "forbid"
+        name = next(iter(type(part).model_fields))
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(part, name, None)
+
+
+def test_every_field_with_a_number_says_its_unit_or_meaning() -> None:
+    for part in models_in(AppConfig.parse(document())):
+        for name, field in type(part).model_fields.items():
+            if isinstance(getattr(part, name), int | float):
+                assert field.description, f"{type(part).__name__}.{name}"
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("famlies", "famlies: unknown key (did you mean 'families'?)"),
+        ("limits.max_body_byte", "limits.max_body_byte: unknown key (did you mean 'max_body_bytes'?)"),
+        ("security.allow_pickle_loader", "(did you mean 'allow_pickle_loaders'?)"),
+        ("gateway.num_replica", "gateway.num_replica: unknown key (did you mean 'num_replicas'?)"),
+        ("logging.levle", "logging.levle: unknown key (did you mean 'level'?)"),
+        ("families.forecaster.model_type", "families.forecaster.model_type: unknown key (did you mean 'models_type'?)"),
+        ("families.forecaster.source.rot", "families.forecaster.source.rot: unknown key (did you mean 'root'?)"),
+        ("families.forecaster.pools.0.num_cpu", "pools.0.num_cpu: unknown key (did you mean 'num_cpus'?)"),
+        ("zzz", "zzz: unknown key; known: "),
+    ],
+)
+def test_unknown_key_is_named_with_its_path_and_the_nearest_right_one(path: str, said: str) -> None:
+    (problem,) = problems(put(path, 1))
+    assert said in problem
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("limits.max_body_bytes", 0, "limits.max_body_bytes: expected greater than 0, found 0 (int)"),
+        ("limits.request_timeout_s", math.nan, "limits.request_timeout_s: expected greater than 0, found nan (float)"),
+        ("limits.max_batch_rows", "many", "limits.max_batch_rows: expected a valid integer, "),
+        ("logging.level", "loud", "logging.level: expected 'debug', 'info', 'warning' or 'error', found 'loud' (str)"),
+        ("gateway.num_replicas", 0, "gateway.num_replicas: expected greater than or equal to 1, found 0 (int)"),
+        (
+            "families.forecaster.source.kind",
+            "ftp",
+            "families.forecaster.source.kind: expected 'local_directory', found",
+        ),
+        ("families.forecaster.pools", [], "families.forecaster.pools: expected a tuple to have at least 1 item"),
+        ("families.forecaster.pools.0.name", "GPU 1", "pools.0.name: expected a string to match pattern"),
+        ("families.forecaster.models_type", None, "models_type: expected a valid string, found None (NoneType)"),
+        ("families", {}, "families: expected a dictionary to have at least 1 item"),
+        ("default_family", "forcaster", "default_family: 'forcaster' is no family (did you mean 'forecaster'?)"),
+        ("security.allow_pickle_loaders", "all", "security.allow_pickle_loaders: expected a valid tuple, found 'all'"),
+    ],
+)
+def test_wrong_value_is_named_with_expected_and_found(path: str, value: Any, said: str) -> None:
+    (problem,) = problems(put(path, value))
+    assert said in problem
+
+
+def test_missing_values_are_named_with_their_path() -> None:
+    assert problems({"families": {"forecaster": {}}}) == (
+        "families.forecaster.models_type: missing",
+        "families.forecaster.source: missing",
+    )
+
+
+def test_pools_of_one_name_are_refused() -> None:
+    wrong = put("families.forecaster.pools", [{"name": "cpu"}, {"name": "cpu"}])
+    assert problems(wrong) == ("families.forecaster: pool names must differ, found cpu, cpu",)
+
+
+def test_name_of_a_family_must_fit_a_deployment() -> None:
+    (problem,) = problems({"families": {"No Such": document()["families"]["forecaster"]}})
+    assert problem.startswith("families.No Such.[key]: expected a string to match pattern")
+
+
+@pytest.mark.parametrize("wrong", [None, [], "text", 7])
+def test_document_that_is_no_object_is_refused(wrong: Any) -> None:
+    (problem,) = problems(wrong)
+    assert problem.startswith("document: expected a valid dictionary")
+
+
+def test_all_problems_are_told_at_once() -> None:
+    wrong = put("limits.max_body_bytes", 0) | {"a": 1, "b": 2}
+    assert len(problems(wrong)) == 3
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_configuration_in_the_repository_parses(path: Path) -> None:
+    applications = yaml.safe_load(path.read_text())["applications"]
+    assert applications
+    for application in applications:
+        config = AppConfig.parse(application["args"])
+        pools = {f"{name}-{pool.name}" for name, family in config.families.items() for pool in family.pools}
+        for deployment in application.get("deployments", []):
+            if deployment["name"] in pools:
+                ReplicaUserConfig.parse(deployment.get("user_config"))
+            else:
+                assert deployment["name"] in {"gateway", "reconciler"}, "no such deployment"
+
+
+def test_repository_has_configurations() -> None:
+    assert {"local.yaml", "bench.yaml"} <= {path.name for path in CONFIGS}
+
+
+@pytest.mark.parametrize(("given", "wanted"), [(None, "current"), ({}, "current"), ({"manifest_version": "v2"}, "v2")])
+def test_wish_of_a_replica_is_read(given: Any, wanted: str) -> None:
+    assert ReplicaUserConfig.parse(given).manifest_version == wanted
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"manifest_versoin": "v2"}, "manifest_versoin: unknown key (did you mean 'manifest_version'?)"),
+        ({"manifest_version": 2}, "manifest_version: expected a valid string, found 2 (int)"),
+        ([], "document: expected a valid dictionary"),
+        ("", "document: expected a valid dictionary"),
+        (False, "document: expected a valid dictionary"),
+    ],
+    ids=str,
+)
+def test_wish_that_cannot_be_read_is_refused(given: Any, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        ReplicaUserConfig.parse(given)
+    assert said in str(caught.value)

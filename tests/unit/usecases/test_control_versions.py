@@ -1,0 +1,416 @@
+"""The control plane over fakes: what is asked for becomes active, or nothing changes; a crash at any step is resumed."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+
+import pytest
+
+from serve_app.domain.errors import (
+    PinnedError,
+    ReloadDisabledError,
+    SourceError,
+    StoreError,
+    TrialError,
+    UnavailableError,
+    UnknownFamilyError,
+    UnknownVersionError,
+)
+from serve_app.domain.following import FollowRule, ReloadMode
+from serve_app.domain.reload import Operation, Outcome, Phase, VersionRef
+from serve_app.usecases.control_versions import ControlledFamily, VersionControl
+from serve_app.usecases.keep_state import StateKeeper
+from serve_app.usecases.ports import TrialLimits
+from serve_app.usecases.reload_model import ModelReloader, ReloadPolicy
+from tests import builders
+from tests.fakes.bundle_source import FakeBundleSource
+from tests.fakes.clock import FakeClock
+from tests.fakes.fleet import FakeFleet, FakeGateways, FakeReloadMeter
+from tests.fakes.state_store import FakeStateStore
+
+FAMILY = "forecaster"
+
+
+class FakeTrial:
+    """Passes every bundle but those in `refuses` (version -> reason); waits at the gate where there is one."""
+
+    def __init__(self, source: FakeBundleSource) -> None:
+        self.source = source
+        self.refuses: dict[str, str] = {}
+        self.gate: asyncio.Event | None = None
+        self.tried: list[str] = []
+
+    async def run(self, family: str, version: str, limits: TrialLimits) -> VersionRef:
+        self.tried.append(version)
+        if self.gate is not None:
+            await self.gate.wait()
+        if version in self.refuses:
+            raise TrialError(self.refuses[version])
+        return VersionRef(version=version, digest=self.source.fetch(version).digest)
+
+
+@dataclass
+class World:
+    """All that outlives a Reconciler: store, source, replicas, gateways."""
+
+    source: FakeBundleSource = field(default_factory=FakeBundleSource)
+    store: FakeStateStore = field(default_factory=FakeStateStore)
+    fleet: FakeFleet = field(default_factory=FakeFleet)
+    gateways: FakeGateways = field(default_factory=FakeGateways)
+    clock: FakeClock = field(default_factory=FakeClock)
+    meter: FakeReloadMeter = field(default_factory=FakeReloadMeter)
+    mode: ReloadMode = ReloadMode.POLL
+
+    def __post_init__(self) -> None:
+        self.trial = FakeTrial(self.source)
+
+    def publish(self, version: str, *, current: bool = True) -> None:
+        self.source.publish(builders.bundle({"a": version.encode()}, model_version=version), current=current)
+
+    async def reconciler(self, owner: str = "one") -> VersionControl:
+        keeper = StateKeeper(self.store)
+        reloader = ModelReloader(
+            FAMILY,
+            ReloadPolicy(TrialLimits(10.0, 1 << 20), prepare_timeout_s=10.0),
+            keeper=keeper,
+            fleet=self.fleet,
+            gateways=self.gateways,
+            trial=self.trial,
+            clock=self.clock,
+            meter=self.meter,
+        )
+        control = VersionControl(
+            {FAMILY: ControlledFamily(self.source, FollowRule(self.mode, 30.0), reloader)},
+            owner=owner,
+            keeper=keeper,
+            fleet=self.fleet,
+            gateways=self.gateways,
+            clock=self.clock,
+            meter=self.meter,
+        )
+        await keeper.refresh()
+        await control.keep_lease()
+        return control
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    made = World()
+    made.publish("v1")
+    yield made
+
+
+async def reload(control: VersionControl, version: str | None = None, *, force: bool = False) -> Operation:
+    return await control.reload(FAMILY, version=version, force=force, actor="ann", reason="test", wait_s=5.0)
+
+
+async def settled(control: VersionControl) -> None:
+    """Let what `tick` started come to its end."""
+    await control.tick(FAMILY)
+    async with asyncio.timeout(5):
+        while control._runs:
+            await control._runs[FAMILY].done.wait()
+
+
+def active(control: VersionControl) -> str | None:
+    route = control.table.routes.get(FAMILY)
+    return route.version if route else None
+
+
+async def test_the_first_look_takes_up_what_the_source_calls_current(world: World) -> None:
+    control = await world.reconciler()
+    await settled(control)
+    assert active(control) == "v1"
+    assert world.trial.tried == ["v1"]
+    assert world.gateways.tables[-1].generation == 1
+    assert all("v1" in held for held in world.fleet.held)
+
+
+async def test_a_reload_commits_only_after_every_replica_is_ready(world: World) -> None:
+    control = await world.reconciler()
+    await settled(control)
+    world.publish("v2")
+    world.fleet.n_unreachable = 1
+    running = asyncio.create_task(reload(control))
+    async with asyncio.timeout(5):
+        while "prepare v1 v2" not in world.fleet.log:
+            await asyncio.sleep(0)
+    assert active(control) == "v1"
+    world.fleet.n_unreachable = 0
+    assert (await running).outcome is Outcome.RELOADED
+    assert active(control) == "v2"
+    assert all(set(held) == {"v1", "v2"} for held in world.fleet.held)
+
+
+async def test_a_reload_of_what_is_active_changes_nothing(world: World) -> None:
+    control = await world.reconciler()
+    await settled(control)
+    writes = world.store.n_writes
+    assert (await reload(control)).outcome is Outcome.UNCHANGED
+    assert world.store.n_writes == writes
+
+
+async def test_a_bundle_refused_by_its_trial_never_reaches_a_replica(world: World) -> None:
+    control = await world.reconciler()
+    await settled(control)
+    world.publish("v2")
+    world.trial.refuses["v2"] = "it crashed"
+    ended = await reload(control)
+    assert (ended.outcome, ended.detail) == (Outcome.FAILED, "it crashed")
+    assert active(control) == "v1"
+    assert not any("v2" in line for line in world.fleet.log)
+
+
+async def test_a_replica_that_refuses_the_candidate_aborts_the_change(world: World) -> None:
+    control = await world.reconciler()
+    await settled(control)
+    world.publish("v2")
+    world.fleet.refuses[world.source.fetch("v2").digest] = "no memory"
+    ended = await reload(control)
+    assert ended.outcome is Outcome.FAILED
+    assert "no memory" in ended.detail
+    assert active(control) == "v1"
+
+
+async def test_a_refused_bundle_is_not_tried_again_unless_forced(world: World) -> None:
+    control = await world.reconciler()
+    await settled(control)
+    world.publish("v2")
+    world.trial.refuses["v2"] = "it crashed"
+    await reload(control)
+    world.clock.advance(31)
+    await settled(control)
+    again = await reload(control)
+    assert "it crashed" in again.detail
+    assert world.trial.tried == ["v1", "v2"]
+    world.trial.refuses.clear()
+    assert (await reload(control, force=True)).outcome is Outcome.RELOADED
+    assert active(control) == "v2"
+
+
+async def test_polling_takes_up_a_new_version_after_the_interval(world: World) -> None:
+    control = await world.reconciler()
+    await settled(control)
+    world.publish("v2")
+    await settled(control)
+    assert active(control) == "v1"
+    world.clock.advance(31)
+    await settled(control)
+    assert active(control) == "v2"
+
+
+async def test_mode_endpoint_waits_for_a_call(world: World) -> None:
+    world.mode = ReloadMode.ENDPOINT
+    control = await world.reconciler()
+    await settled(control)
+    world.publish("v2")
+    world.clock.advance(3600)
+    await settled(control)
+    assert active(control) == "v1"
+    await reload(control)
+    assert active(control) == "v2"
+
+
+async def test_mode_none_refuses_calls(world: World) -> None:
+    world.mode = ReloadMode.NONE
+    control = await world.reconciler()
+    await settled(control)
+    with pytest.raises(ReloadDisabledError):
+        await reload(control)
+
+
+async def test_a_pin_is_followed_at_once_and_wins_over_calls(world: World) -> None:
+    control = await world.reconciler()
+    await settled(control)
+    world.publish("v2")
+    world.publish("v3")
+    world.fleet.pin = "v2"
+    await settled(control)
+    assert active(control) == "v2"
+    with pytest.raises(PinnedError, match="v2"):
+        await reload(control, "v3")
+    assert (await reload(control)).outcome is Outcome.UNCHANGED
+
+
+async def test_a_rollback_is_one_commit_and_polling_does_not_undo_it(world: World) -> None:
+    control = await world.reconciler()
+    await settled(control)
+    world.publish("v2")
+    await reload(control)
+    tried = list(world.trial.tried)
+    ended = await control.rollback(FAMILY, to=None, actor="ann", wait_s=5)
+    assert (ended.outcome, ended.from_version, ended.to_version) == (Outcome.RELOADED, "v2", "v1")
+    assert world.trial.tried == tried
+    world.clock.advance(31)
+    await settled(control)
+    assert active(control) == "v1"
+
+
+async def test_calls_at_the_same_time_join_one_operation(world: World) -> None:
+    control = await world.reconciler()
+    await settled(control)
+    world.publish("v2")
+    world.trial.gate = asyncio.Event()
+    first, second = asyncio.create_task(reload(control)), asyncio.create_task(reload(control, "v2"))
+    async with asyncio.timeout(5):
+        while "v2" not in world.trial.tried:
+            await asyncio.sleep(0)
+    with pytest.raises(UnavailableError, match="under way"):
+        await reload(control, "v1")
+    world.trial.gate.set()
+    assert (await first).operation_id == (await second).operation_id
+    assert world.trial.tried == ["v1", "v2"]
+
+
+async def test_waiting_ends_at_the_deadline_and_the_operation_can_be_asked_for(world: World) -> None:
+    control = await world.reconciler()
+    await settled(control)
+    world.publish("v2")
+    world.trial.gate = asyncio.Event()
+    seen = await control.reload(FAMILY, version=None, force=False, actor="ann", reason="", wait_s=0.0)
+    assert (seen.outcome, seen.phase) == (Outcome.RUNNING, Phase.TRIAL)
+    world.trial.gate.set()
+    await settled(control)
+    ended = await control.operation(seen.operation_id)
+    assert ended is not None
+    assert ended.outcome is Outcome.RELOADED
+    fresh = await world.reconciler()
+    known = await fresh.operation(seen.operation_id)
+    assert known is not None
+    assert known.outcome is Outcome.RELOADED
+
+
+class _CrashError(BaseException):
+    """Ends the Reconciler as `kill -9` would: nothing after it runs."""
+
+
+def _crash_after(store: FakeStateStore, n: int) -> Callable[[], None]:
+    """Make the store take `n` more writes and then kill the writer, either before or after the write."""
+    write, left = store.write, [n]
+
+    def crashing(*args: object, **kwargs: object) -> None:
+        if left[0] == 0:
+            raise _CrashError
+        left[0] -= 1
+        write(*args, **kwargs)  # type: ignore[arg-type]  # passed on as they came
+
+    store.write = crashing  # type: ignore[method-assign]
+
+    def heal() -> None:
+        store.write = write  # type: ignore[method-assign]
+
+    return heal
+
+
+@pytest.mark.parametrize("writes_before_the_crash", [0, 1, 2, 3])
+async def test_a_crash_at_any_step_is_resumed_by_the_next_reconciler(
+    world: World, writes_before_the_crash: int
+) -> None:
+    control = await world.reconciler()
+    await settled(control)
+    world.publish("v2")
+    heal = _crash_after(world.store, writes_before_the_crash)
+    task = asyncio.create_task(reload(control))
+    await asyncio.wait([task, *control._tasks], timeout=0.5)
+    task.cancel()
+    crashed = control.table
+    assert active(control) in ("v1", "v2")
+    heal()
+    for leftover in control._tasks:
+        leftover.cancel()
+
+    fresh = await world.reconciler()
+    assert fresh.table == crashed or fresh.table.generation == crashed.generation + 1
+    world.clock.advance(31)
+    await settled(fresh)
+    await settled(fresh)
+    assert active(fresh) == "v2"
+    assert fresh.record(FAMILY).change is None
+    assert fresh.table.generation == 2
+    assert world.gateways.tables[-1] == fresh.table
+
+
+async def test_a_store_that_cannot_be_written_refuses_the_change_and_keeps_serving(world: World) -> None:
+    control = await world.reconciler()
+    await settled(control)
+    world.publish("v2")
+    world.store.error = StoreError("disk full")
+    with pytest.raises(StoreError, match="disk full"):
+        await reload(control)
+    assert active(control) == "v1"
+    world.store.error = None
+    assert (await reload(control)).outcome is Outcome.RELOADED
+
+
+async def test_a_dead_source_lowers_nothing(world: World) -> None:
+    control = await world.reconciler()
+    await settled(control)
+    world.source.error = SourceError("gone")
+    world.clock.advance(31)
+    await settled(control)
+    assert active(control) == "v1"
+    assert ("source_error", FAMILY) in world.meter.counted
+    with pytest.raises(SourceError):
+        await reload(control)
+    assert (await reload(control, "v1")).outcome is Outcome.UNCHANGED
+
+
+async def test_without_a_model_the_source_is_asked_again_after_5_10_30_and_60_seconds(world: World) -> None:
+    world.source.error = SourceError("gone")
+    control = await world.reconciler()
+    looked_at: list[float] = []
+    for _ in range(240):
+        before = len(world.meter.counted)
+        await settled(control)
+        if len(world.meter.counted) > before:
+            looked_at.append(world.clock.monotonic_s())
+        world.clock.advance(1)
+    gaps = [round(after - before) for before, after in zip(looked_at, looked_at[1:], strict=False)]
+    assert gaps[:5] == [5, 10, 30, 60, 60]
+
+
+async def test_a_replica_that_missed_the_change_is_made_whole(world: World) -> None:
+    control = await world.reconciler()
+    await settled(control)
+    world.fleet.add_replica()
+    await control.tick(FAMILY)
+    assert "v1" in world.fleet.held[-1]
+
+
+async def test_a_cluster_without_the_lease_follows_and_changes_nothing(world: World) -> None:
+    leader = await world.reconciler("one")
+    await settled(leader)
+    follower = await world.reconciler("two")
+    assert not follower.leads
+    with pytest.raises(UnavailableError, match="another cluster"):
+        await reload(follower, "v1")
+    world.publish("v2")
+    await reload(leader)
+    await follower.keep_lease()
+    assert active(follower) == "v2"
+    assert world.gateways.tables[-1] == follower.table
+
+
+async def test_unknown_names_are_refused(world: World) -> None:
+    control = await world.reconciler()
+    await settled(control)
+    with pytest.raises(UnknownFamilyError):
+        await control.reload("nosuch", version=None, force=False, actor="ann", reason="", wait_s=1)
+    with pytest.raises(UnknownVersionError, match="v1"):
+        await reload(control, "v9")
+    with pytest.raises(UnknownVersionError):
+        await control.rollback(FAMILY, to=None, actor="ann", wait_s=1)
+
+
+async def test_the_audit_log_says_who_changed_what_and_how_it_ended(world: World) -> None:
+    control = await world.reconciler()
+    await settled(control)
+    world.publish("v2")
+    await reload(control)
+    newest = (await control.audit(family=FAMILY, limit=10))[0]
+    assert (newest.actor, newest.from_version, newest.to_version, newest.outcome) == (
+        "ann",
+        "v1",
+        "v2",
+        Outcome.RELOADED,
+    )

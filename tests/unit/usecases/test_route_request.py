@@ -1,0 +1,169 @@
+import pytest
+
+from serve_app.domain.errors import NoModelError, UnknownFamilyError, UnknownVersionError
+from serve_app.domain.reload import Route, RoutingTable
+from serve_app.usecases.coalesce_requests import BatchLimits
+from serve_app.usecases.route_request import RequestRouter
+from tests import builders
+from tests.fakes.predict_client import FakePredictClient, row_sums
+from tests.reports import loaded, report
+
+FAMILY = "forecaster"
+
+
+class Routed:
+    """A router over two pools of one family, and a second family."""
+
+    def __init__(self) -> None:
+        self.cpu = FakePredictClient({"v1": row_sums, "v2": row_sums})
+        self.gpu = FakePredictClient({"v1": row_sums, "v2": row_sums})
+        self.router = RequestRouter(
+            (FAMILY, "iris"), default_family=FAMILY,
+            clients={(FAMILY, "cpu"): self.cpu, (FAMILY, "gpu"): self.gpu, ("iris", "cpu"): FakePredictClient()},
+            limits=BatchLimits(10, 1 << 16, 10, 30.0),
+        )  # fmt: skip
+
+    def observe(self, *versions: str, pool: str = "cpu", replica_id: str = "r1", last_error: str | None = None) -> None:
+        reported = report(*versions, replica_id=replica_id, pool=pool, last_error=last_error)
+        self.router.observe(FAMILY, pool, [reported])
+
+
+def table(generation: int, version: str, *, last_good: str | None = None, family: str = FAMILY) -> RoutingTable:
+    route = Route(version=version, digest="0" * 64, last_good=last_good)
+    return RoutingTable(generation=generation, routes={family: route})
+
+
+@pytest.fixture
+async def routed() -> Routed:
+    return Routed()
+
+
+async def test_table_routes_to_a_version_that_a_replica_reported(routed: Routed) -> None:
+    routed.observe("v1", "v2")
+    (target,) = routed.router.follow(table(3, "v2"))
+    assert routed.router.target(FAMILY) is target is routed.router.current(FAMILY)
+    assert (target.version, target.pool, target.reason, target.generation) == ("v2", "cpu", "default", 3)
+    assert routed.router.generation == 3
+
+
+async def test_empty_name_is_the_default_family(routed: Routed) -> None:
+    routed.observe("v1")
+    routed.router.follow(table(1, "v1"))
+    assert routed.router.target("").family == FAMILY
+
+
+async def test_version_that_nobody_has_yet_is_taken_up_once_it_is_reported(routed: Routed) -> None:
+    routed.observe("v1")
+    routed.router.follow(table(1, "v1"))
+    assert routed.router.awaited(table(2, "v2")) == [FAMILY]
+    assert routed.router.follow(table(2, "v2")) == []
+    assert routed.router.target(FAMILY).version == "v1"
+    routed.observe("v1", "v2")
+    assert routed.router.awaited(table(2, "v2")) == []
+    assert [target.version for target in routed.router.follow(table(2, "v2"))] == ["v2"]
+
+
+async def test_older_table_is_ignored(routed: Routed) -> None:
+    routed.observe("v1", "v2")
+    routed.router.follow(table(5, "v2"))
+    assert routed.router.follow(table(4, "v1")) == []
+    assert (routed.router.target(FAMILY).version, routed.router.generation) == ("v2", 5)
+
+
+async def test_same_table_again_changes_nothing(routed: Routed) -> None:
+    routed.observe("v1")
+    (target,) = routed.router.follow(table(1, "v1"))
+    assert routed.router.follow(table(1, "v1")) == []
+    assert routed.router.target(FAMILY) is target
+
+
+async def test_family_that_is_not_configured_is_left_out_of_a_table(routed: Routed) -> None:
+    assert routed.router.follow(table(1, "v1", family="other")) == []
+    assert routed.router.awaited(table(1, "v1", family="other")) == []
+
+
+async def test_family_without_a_model_says_why(routed: Routed) -> None:
+    with pytest.raises(NoModelError, match="its first version is loading") as caught:
+        routed.router.target(FAMILY)
+    assert caught.value.retry_after_s == 5
+    routed.observe(last_error="v1: wrong digest")
+    with pytest.raises(NoModelError, match="v1: wrong digest"):
+        routed.router.target(FAMILY)
+
+
+async def test_unknown_family_is_told_with_the_nearest(routed: Routed) -> None:
+    with pytest.raises(UnknownFamilyError, match="did you mean 'iris'"):
+        routed.router.target("irsi")
+
+
+async def test_forced_version_goes_before_the_table(routed: Routed) -> None:
+    routed.observe("v1", "v2")
+    routed.router.follow(table(1, "v1"))
+    target = routed.router.target(FAMILY, "v2")
+    assert (target.version, target.reason) == ("v2", "forced")
+
+
+async def test_forced_version_that_is_not_loaded_is_told_with_those_that_are(routed: Routed) -> None:
+    routed.observe("v1", "v2")
+    routed.router.follow(table(1, "v1"))
+    with pytest.raises(UnknownVersionError) as caught:
+        routed.router.target(FAMILY, "v9")
+    assert caught.value.known == ("v1", "v2")
+
+
+async def test_version_that_no_replica_holds_any_more_cannot_be_forced(routed: Routed) -> None:
+    routed.observe("v1", "v2")
+    routed.router.follow(table(1, "v1"))
+    routed.observe("v1")
+    with pytest.raises(UnknownVersionError):
+        routed.router.target(FAMILY, "v2")
+
+
+async def test_replicas_that_do_not_report_change_nothing(routed: Routed) -> None:
+    routed.observe("v1")
+    routed.router.follow(table(1, "v1"))
+    routed.router.observe(FAMILY, "cpu", [])
+    assert routed.router.target(FAMILY, "v1").version == "v1"
+    assert len(routed.router.statuses(FAMILY)) == 1
+
+
+async def test_default_and_forced_requests_of_a_version_share_their_batches(routed: Routed) -> None:
+    routed.observe("v1")
+    routed.router.follow(table(1, "v1"))
+    assert routed.router.target(FAMILY).coalescer is routed.router.target(FAMILY, "v1").coalescer
+
+
+async def test_requests_go_to_the_pool_that_reported_the_version(routed: Routed) -> None:
+    routed.observe("v1", pool="cpu")
+    routed.observe("v2", pool="gpu", replica_id="r2")
+    routed.router.follow(table(1, "v2"))
+    target = routed.router.target(FAMILY)
+    assert target.pool == "gpu"
+    await target.coalescer.submit([[1.0]])
+    assert (routed.cpu.batches, routed.gpu.batches) == ([], [[[1.0]]])
+
+
+async def test_last_good_version_is_the_way_out(routed: Routed) -> None:
+    routed.observe("v1", "v2")
+    (target,) = routed.router.follow(table(1, "v2", last_good="v1"))
+    other = routed.router.fallback(target)
+    assert other is not None
+    assert (other.version, other.reason) == ("v1", "fallback")
+    assert routed.router.fallback(routed.router.target(FAMILY, "v2")) is None
+    assert routed.router.fallback(other) is None
+
+
+@pytest.mark.parametrize("last_good", [None, "v2", "v0"])
+async def test_without_a_loaded_last_good_version_there_is_no_way_out(routed: Routed, last_good: str | None) -> None:
+    routed.observe("v1", "v2")
+    (target,) = routed.router.follow(table(1, "v2", last_good=last_good))
+    assert routed.router.fallback(target) is None
+
+
+async def test_facts_of_a_loaded_version_can_be_asked_for(routed: Routed) -> None:
+    routed.router.observe(FAMILY, "cpu", [report(loaded("v1", digest="a" * 64))])
+    found = routed.router.loaded(FAMILY, "v1")
+    assert found is not None
+    assert (found.digest, found.signature) == ("a" * 64, builders.signature())
+    assert routed.router.loaded(FAMILY, "v2") is None
+    assert routed.router.loaded("iris", "v1") is None
