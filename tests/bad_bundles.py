@@ -59,7 +59,7 @@ class Kind(StrEnum):
 
 SLEEP = "import time; time.sleep(600)"
 _SPAWN = f"""
-import os, subprocess, sys
+import os, subprocess, sys, time
 sleeper = [sys.executable, "-S", "-c", {SLEEP!r}, MARK]
 subprocess.Popen(sleeper)
 subprocess.Popen(sleeper, start_new_session=True, env={{}})
@@ -68,6 +68,7 @@ if os.fork() == 0:
     if os.fork() == 0:
         os.execve(sys.executable, sleeper, {{}})
     os._exit(0)
+time.sleep(1)
 """
 
 _ON_LOAD: Mapping[Kind, str] = {

@@ -44,6 +44,9 @@ class GatewayMetrics:
             ["family", "model_version", "pool", "digest"],
             registry=self.registry,
         )  # fmt: skip
+        self._refusals = Counter(
+            "serve_app_admin_refusals", "Admin calls refused, by reason.", ["reason"], registry=self.registry
+        )
         self._children: dict[tuple[str, str, str, int], tuple[Any, Any]] = {}
 
     def observe(self, family: str, version: str, variant: str, status: int, seconds: float) -> None:
@@ -55,6 +58,10 @@ class GatewayMetrics:
             self._children[key] = children
         children[0].inc()
         children[1].observe(seconds)
+
+    def count_refusal(self, reason: str) -> None:
+        """Count one refused admin call."""
+        self._refusals.labels(reason).inc()
 
     def observe_batch(self, n_rows: int) -> None:
         """Count one call to a replica."""
@@ -186,7 +193,8 @@ def _merge(snapshots: Sequence[tuple[str, Sequence[MetricSnapshot]]]) -> Iterabl
             heads.setdefault(name, (documentation, kind))
             into = sums.setdefault(name, {})
             for sample_name, labels, value in samples:
-                key = (sample_name, tuple(sorted((labels | {"replica": replica} if kind == "gauge" else labels).items())))
+                told_apart = labels | {"replica": replica} if kind == "gauge" else labels
+                key = (sample_name, tuple(sorted(told_apart.items())))
                 into[key] = into.get(key, 0.0) + value
     for name in sorted(heads):
         metric = Metric(name, *heads[name])

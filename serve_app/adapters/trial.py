@@ -84,7 +84,7 @@ class SubprocessTrial:
         """
         if family not in self._settings:
             raise UnknownFamilyError(family, list(self._settings))
-        job = _job(family, version, self._settings[family], limits, self._niceness)
+        job = _job(version, self._settings[family], limits, self._niceness)
         async with self._turns[family], self._slots:
             worker = await self._take()
             started_s = time.monotonic()
@@ -143,7 +143,6 @@ class _Worker:
         self._reader = asyncio.StreamReader(limit=_MAX_LINE_BYTES)
         self._transport: asyncio.ReadTransport | None = None
         self._is_busy = False
-        self._ending: asyncio.Future[None] | None = None
 
     @classmethod
     async def start(cls) -> "_Worker":
@@ -210,18 +209,19 @@ class _Worker:
     async def end(self) -> None:
         """End the process and all it has started, and let go of the pipes. It may be called again."""
         self._input.close()
-        if self._is_busy and self._transport is not None:
-            # It kills the job and what that has started as soon as its input ends, then ends itself.
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_ENDING_TIMEOUT_S):
-                    while await self._reader.read(_MAX_LINE_BYTES):
-                        pass
-        self._process.kill()
-        await asyncio.to_thread(self._process.wait)
+        await asyncio.to_thread(self._wait_for_end)
         if self._transport is not None:
             self._transport.close()
         elif self._process.stdout is not None:
             self._process.stdout.close()
+
+    def _wait_for_end(self) -> None:
+        if self._is_busy:
+            # It kills the job and what that has started as soon as its input ends, then ends itself.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_ENDING_TIMEOUT_S)
+        self._process.kill()
+        self._process.wait()
 
     @property
     def _input(self) -> IO[bytes]:
@@ -229,10 +229,10 @@ class _Worker:
         return self._process.stdin
 
 
-def _job(family: str, version: str, settings: TrialSettings, limits: TrialLimits, niceness: int) -> TrialJob:
+def _job(version: str, settings: TrialSettings, limits: TrialLimits, niceness: int) -> TrialJob:
     policy = settings.policy
     return TrialJob(
-        family=family,
+        family=policy.family,
         version=version,
         models_type=policy.models_type,
         default_loader=policy.default_loader,

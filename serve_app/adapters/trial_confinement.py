@@ -57,7 +57,7 @@ def confine(*, parent_pid: int, niceness: int, memory_bytes: int, cpu_seconds: i
         Path("/proc/self/oom_score_adj").write_text("1000")
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_CPU, cpu_seconds)
-    _limit(resource.RLIMIT_DATA, _status_bytes(os.getpid(), "VmData") + memory_bytes + _DATA_SLACK_BYTES)
+    _limit(resource.RLIMIT_DATA, _bytes_in(os.getpid(), "status", "VmData") + memory_bytes + _DATA_SLACK_BYTES)
 
 
 def end_all(job_pid: int) -> int:
@@ -104,9 +104,13 @@ class Watch:
         return max(0, _used_bytes(self._job_pid) - self._empty_bytes)
 
     def tree_bytes(self) -> tuple[int, int]:
-        """Memory and number of all its processes. It looks at every process of the machine: 10 ms or more."""
+        """Memory and number of all its processes. It looks at every process of the machine: 10 ms or more.
+
+        Pages that a fork shares with others are counted once, as a share of each, the worker's own included.
+        """
         pids = [process.pid for process in psutil.Process().children(recursive=True)]
-        return sum(max(0, _used_bytes(pid) - self._empty_bytes) for pid in pids), len(pids)
+        shares = sum(_bytes_in(pid, "smaps_rollup", "Pss_Anon", "Pss_Shmem", "SwapPss") for pid in (os.getpid(), *pids))
+        return max(0, shares - self._empty_bytes), len(pids)
 
     def processor_wait_s(self) -> float:
         """Seconds that the job was ready to run while others had the processors."""
@@ -129,19 +133,19 @@ def _prctl(option: int, value: int) -> None:
 def _used_bytes(pid: int) -> int:
     """Memory that a process has written to, swapped or shared parts included; pages of files can be dropped."""
     if sys.platform == "linux":
-        return _status_bytes(pid, "RssAnon", "RssShmem", "VmSwap")
+        return _bytes_in(pid, "status", "RssAnon", "RssShmem", "VmSwap")
     with contextlib.suppress(psutil.Error):
         return int(psutil.Process(pid).memory_info().rss)
     return 0
 
 
-def _status_bytes(pid: int, *names: str) -> int:
-    return sum(kib * 1024 for name, kib in _status(pid) if name in names)
+def _bytes_in(pid: int, file: str, *names: str) -> int:
+    return sum(kib * 1024 for name, kib in _lines(pid, file) if name in names)
 
 
-def _status(pid: int) -> Iterator[tuple[str, int]]:
+def _lines(pid: int, file: str) -> Iterator[tuple[str, int]]:
     with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        for line in Path(f"/proc/{pid}/{file}").read_text().splitlines():
             name, _, value = line.partition(":")
             if value.endswith(" kB"):
                 yield name, int(value.removesuffix(" kB"))

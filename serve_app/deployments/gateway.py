@@ -1,6 +1,7 @@
 """Gateway: takes HTTP, holds the routes, and follows what the model replicas report."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -8,15 +9,18 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
+from serve_app.adapters.clock import SystemClock
 from serve_app.adapters.last_known import LastKnown
 from serve_app.adapters.log_setup import set_up_logging
 from serve_app.adapters.prometheus_metrics import GatewayMetrics, MetricSnapshot, exposition, snapshot
+from serve_app.adapters.token_file import TokenFile
 from serve_app.config import AppConfig
 from serve_app.deployments import front_door
 from serve_app.deployments.handles import HandleControlPlane, ask_all
 from serve_app.deployments.pool_client import PoolClient
 from serve_app.domain.errors import ServeAppError
 from serve_app.domain.reload import RoutingTable
+from serve_app.ingress.admin import Admin
 from serve_app.ingress.api import build_api
 from serve_app.ingress.inference import Inference, RequestLimits
 from serve_app.usecases.coalesce_requests import BatchLimits
@@ -43,6 +47,14 @@ class Gateway:
         self._metrics = GatewayMetrics()
         self._control = HandleControlPlane(reconciler)
         self._last_known = LastKnown(config.last_known("routes"))
+        clock = SystemClock()
+        self._admin = Admin.of(
+            config,
+            plane=self._control,
+            tokens=TokenFile(Path(config.state_dir, config.security.token_file), clock=clock),
+            meter=self._metrics,
+            clock=clock,
+        )
         self._clients = {
             (family, pool): PoolClient(
                 handle, family=family, max_inflight=limits.max_inflight_calls, timeout_s=limits.request_timeout_s,
@@ -71,7 +83,13 @@ class Gateway:
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Give Ray Serve the ASGI application."""
-        api = build_api(self._router, self._inference, required=self._required, collect_metrics=self._collect_metrics)
+        api = build_api(
+            self._router,
+            self._inference,
+            required=self._required,
+            collect_metrics=self._collect_metrics,
+            admin=self._admin,
+        )
         return front_door.without_request_id(api)
 
     async def _follow_forever(self) -> None:

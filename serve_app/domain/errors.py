@@ -146,9 +146,6 @@ class PinnedError(ServeAppError):
     def __reduce__(self) -> tuple[type["PinnedError"], tuple[str, str]]:
         return type(self), (self.family, self.pin)
 
-    def __reduce__(self) -> tuple[type["PinnedError"], tuple[str, str]]:
-        return type(self), (self.family, self.pin)
-
 
 class ReloadDisabledError(ServeAppError):
     """The family's reload mode takes no calls."""

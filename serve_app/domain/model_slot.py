@@ -1,11 +1,12 @@
 """A replica's place for one version: its states, and which may follow which.
 
-    queued ─▶ fetching ─▶ verifying ─▶ loading ─▶ warming_up ─▶ checking ─▶ ready ◀──────────┐
-      ▲           └───────────┴───────────┴───────────┴────────────┴─▶ failed │ └▶ serving ─▶ draining
-      ├───────────────────────── retried ───────────────────────────────┘     └──▶ released ◀──┘
-      └───────────────────────── wanted again ─────────────────────────────────────────┘
+    queued ─▶ fetching ─▶ verifying ─▶ loading ─▶ warming_up ─▶ checking ─▶ ready ─▶ released
+       └──────────┴───────────┴───────────┴───────────┴────────────┴─▶ failed
 
-A queued slot can fail, too; a draining one serves again when its traffic comes back.
+    ready ◀─▶ serving ◀─▶ draining ─▶ ready or released          failed or released ─▶ queued
+
+Serving means: pinned, and used within the grace period. Draining: no longer pinned, but used so lately that more
+requests may be on their way.
 """
 
 from collections.abc import Mapping
@@ -40,9 +41,6 @@ STAGES = (
 )
 """The stages of a load, in their order."""
 
-RESIDENT = frozenset({SlotState.READY, SlotState.SERVING, SlotState.DRAINING})
-"""The states in which the version is in memory and answers."""
-
 _NEXT: Mapping[SlotState, frozenset[SlotState]] = {
     SlotState.QUEUED: frozenset({SlotState.FETCHING, SlotState.FAILED}),
     SlotState.FETCHING: frozenset({SlotState.VERIFYING, SlotState.FAILED}),
@@ -51,7 +49,7 @@ _NEXT: Mapping[SlotState, frozenset[SlotState]] = {
     SlotState.WARMING_UP: frozenset({SlotState.CHECKING, SlotState.FAILED}),
     SlotState.CHECKING: frozenset({SlotState.READY, SlotState.FAILED}),
     SlotState.READY: frozenset({SlotState.SERVING, SlotState.RELEASED}),
-    SlotState.SERVING: frozenset({SlotState.DRAINING}),
+    SlotState.SERVING: frozenset({SlotState.DRAINING, SlotState.READY}),
     SlotState.DRAINING: frozenset({SlotState.SERVING, SlotState.READY, SlotState.RELEASED}),
     SlotState.RELEASED: frozenset({SlotState.QUEUED}),
     SlotState.FAILED: frozenset({SlotState.QUEUED}),
@@ -76,8 +74,8 @@ class IllegalSlotTransitionError(ServeAppError):
 class Slot:
     """One version inside one replica.
 
-    `digest` is the manifest's sha256 (hex): the one asked for, later the one found. `since_s` is when the state began, in
-    the monotonic seconds of the replica's process. `reason` says why a slot failed. `stage_seconds` are the stages
+    `digest` is the manifest's sha256 (hex): the one asked for, later the one found. `since_s` is when the state began,
+    in the monotonic seconds of the replica's process. `reason` says why a slot failed. `stage_seconds` are the stages
     of its last load that have ended.
     """
 

@@ -65,7 +65,10 @@ class VersionRef(_Document):
 
 
 class Change(_Document):
-    """A change under way. `actor` asked for it, `reason` says why; times are seconds since the epoch."""
+    """A change under way. `actor` asked for it, `reason` says why; times are seconds since the epoch.
+
+    `follows` is true when it goes to what the source calls current, false when somebody named a version.
+    """
 
     operation_id: str
     to: VersionRef
@@ -74,6 +77,7 @@ class Change(_Document):
     reason: str
     started_at_s: float
     deadline_s: float
+    follows: bool = False
 
 
 class FailedBundle(_Document):
@@ -85,12 +89,17 @@ class FailedBundle(_Document):
 
 
 class FamilyRecord(_Document):
-    """What is stored of a family. `failed` maps digests to what was wrong with them, the newest last."""
+    """What is stored of a family. `failed` maps digests to what was wrong with them, the newest last.
+
+    `followed` is the digest of what the source called current when it was last taken up. Polling acts when the source
+    changes its mind, not when somebody chose another version by hand.
+    """
 
     active: VersionRef | None = None
     last_good: VersionRef | None = None
     change: Change | None = None
     failed: dict[str, FailedBundle] = {}
+    followed: str | None = None
 
 
 class StoredState(_Document):
@@ -212,7 +221,21 @@ def commit(record: FamilyRecord) -> FamilyRecord:
         for digest, failure in record.failed.items()
         if VersionRef(version=failure.version, digest=digest) != change.to
     }
-    return record.model_copy(update={"active": change.to, "last_good": last_good, "change": released, "failed": failed})
+    followed = change.to.digest if change.follows else record.followed
+    return record.model_copy(
+        update={
+            "active": change.to,
+            "last_good": last_good,
+            "change": released,
+            "failed": failed,
+            "followed": followed,
+        }
+    )
+
+
+def is_news(record: FamilyRecord, ref: VersionRef) -> bool:
+    """True when what the source calls current now is neither in use, nor was taken up before, nor has failed."""
+    return ref != record.active and ref.digest != record.followed and ref.digest not in record.failed
 
 
 def abort(record: FamilyRecord, *, reason: str, now_s: float, blame_bundle: bool) -> FamilyRecord:

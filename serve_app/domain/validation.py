@@ -17,7 +17,7 @@ def problems_of(error: ValidationError, model: type[BaseModel]) -> tuple[str, ..
 
 def _is_echo(problem: dict[str, Any]) -> bool:
     """Say whether pydantic calls a list too short only because an item in it, told already, is wrong."""
-    return problem["type"] == "too_short" and len(problem["input"]) >= problem["ctx"]["min_length"]
+    return problem["type"] == "too_short" and bool(len(problem["input"]) >= problem["ctx"]["min_length"])
 
 
 def _sentence(problem: dict[str, Any], model: type[BaseModel]) -> str:

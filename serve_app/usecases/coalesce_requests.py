@@ -135,7 +135,7 @@ class Coalescer:
         self._expiry = self._loop.call_at(oldest_s, self._expire) if oldest_s < math.inf else None
 
     def _next_batch(self) -> list[_Waiting]:
-        """Take requests from the queue up to the bounds; at least one. Those that want no answer any more are left out."""
+        """Take requests from the queue up to the bounds, at least one; leave out those that are over already."""
         batch: list[_Waiting] = []
         n_rows = n_bytes = 0
         while self._queue:

@@ -209,19 +209,15 @@ class VersionControl:
                 if record.change is not None:
                     if self._clock.monotonic_s() >= self._resume_at_s[family]:
                         self._resume(family, record.change)
-                elif statuses and self._look_is_due(family, pin_of(statuses)):
-                    await self._look(family, record, pin_of(statuses))
+                elif statuses:
+                    pin_before, self._pins[family] = self._pins[family], pin_of(statuses)
+                    if self._pins[family] != pin_before or self._clock.monotonic_s() >= self._next_look_s[family]:
+                        await self._look(family, record, pin_before)
         await self._heal(family, statuses)
 
-    def _look_is_due(self, family: str, pin: str | None) -> bool:
-        """True in every interval, and at once when the pin has changed."""
-        has_changed = self._pins[family] != pin
-        self._pins[family] = pin
-        return has_changed or self._clock.monotonic_s() >= self._next_look_s[family]
-
-    async def _look(self, family: str, record: FamilyRecord, pin: str | None) -> None:
+    async def _look(self, family: str, record: FamilyRecord, pin_before: str | None) -> None:
         """Ask the source for the pin, or for what it calls current, and start a change when it is something new."""
-        settings = self._families[family]
+        settings, pin = self._families[family], self._pins[family]
         interval_s = await self._interval_s(settings)
         self._next_look_s[family] = self._clock.monotonic_s() + interval_s
         if pin is None and record.active is not None and not settings.rule.polls:
@@ -235,9 +231,10 @@ class VersionControl:
         self._failed_looks[family] = 0
         if ref is None:
             self._look_failed(family, record, "the source has no bundle yet")
-        elif ref != record.active and ref.digest not in record.failed:
+        elif reload.is_news(record.model_copy(update={"followed": None}) if pin or pin_before else record, ref):
             actor = "user_config" if pin else "source"
-            await self._launch(family, ref, actor=actor, action="reload", reason=f"{actor} asks for {ref.version}")
+            reason = f"{actor} asks for {ref.version}"
+            await self._launch(family, ref, actor=actor, action="reload", reason=reason, follows=pin is None)
         elif ref.digest in record.failed and record.active is None:
             self._look_failed(family, record, record.failed[ref.digest].reason)
 
@@ -345,7 +342,9 @@ class VersionControl:
                 detail=f"{before.reason} (this very bundle was refused before; force tries it again)",
                 generation=self._keeper.state.generation,
             )
-        return await self._launch(family, ref, actor=actor, action="reload", reason=reason)
+        return await self._launch(
+            family, ref, actor=actor, action="reload", reason=reason, follows=version is None and pin is None
+        )
 
     async def _launch(
         self,
@@ -356,6 +355,7 @@ class VersionControl:
         action: str,
         reason: str,
         undoes: VersionRef | None = None,
+        follows: bool = False,
     ) -> _Run:
         now_s = self._clock.now_s()
         change = Change(
@@ -366,6 +366,7 @@ class VersionControl:
             reason=reason,
             started_at_s=now_s,
             deadline_s=now_s,
+            follows=follows,
         )
 
         def step(record: FamilyRecord) -> FamilyRecord:

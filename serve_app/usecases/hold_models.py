@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from serve_app.domain.errors import BundleError, ReloadError, ServeAppError
-from serve_app.domain.model_slot import RESIDENT, STAGES, Slot, SlotState
+from serve_app.domain.model_slot import STAGES, Slot, SlotState
 from serve_app.domain.residency import EvictionPlan, Resident, evictions
 from serve_app.domain.status import LoadedVersion
 from serve_app.usecases.load_model import LoadedModel, LoadPolicy, load_model, wrong_digest
@@ -63,7 +63,7 @@ class _Held:
 
 @dataclass(slots=True, eq=False)
 class _Load:
-    """A load. Its outcome stands once `is_over`, even while its thread, which nothing can stop, has not `ended`."""
+    """A load. Its outcome stands once `is_over`, though its thread, which nothing can stop, may not have `ended`."""
 
     version: str
     digest: str | None
@@ -108,7 +108,8 @@ class ResidentModels:
         self._place = asyncio.Lock()
         self._held: dict[str, _Held] = {}
         self._slots: dict[str, Slot] = {}
-        self._loads: dict[str, _Load] = {}
+        self._loads: dict[str, _Load] = {}  # those that are not over
+        self._threads: dict[str, _Load] = {}  # those whose thread has not ended
         self._failed: dict[str, str] = {}
         self._pinned: frozenset[str] = frozenset()
         self._n_hits_of_evicted = self._n_misses = self._n_evictions = 0
@@ -142,9 +143,7 @@ class ResidentModels:
         if held is not None:
             facts = held.model.facts
         else:
-            load = self._loads.get(version)
-            if load is None or load.is_over:
-                load = self._begin(version, digest, after=load)
+            load = self._loads.get(version) or self._begin(version, digest)
             facts = await asyncio.shield(load.result)
         if digest is not None and facts.digest != digest:
             error = wrong_digest(f"version {version}", expected=digest, found=facts.digest)
@@ -155,7 +154,7 @@ class ResidentModels:
     def cancel(self, version: str) -> bool:
         """Give up the load of a version and say whether there was one. Its thread ends with the stage it is in."""
         load = self._loads.get(version)
-        if load is None or load.is_over:
+        if load is None:
             return False
         self._fail(load, LoadCancelledError(f"loading {version} was cancelled"))
         return True
@@ -232,47 +231,43 @@ class ResidentModels:
         hits = self._n_hits_of_evicted + sum(held.n_uses for held in self._held.values())
         return Counts(hits, self._n_misses, self._n_evictions)
 
-    def _begin(self, version: str, digest: str | None, *, after: _Load | None) -> _Load:
-        load = _Load(version, digest, asyncio.get_running_loop().create_future())
-        load.result.add_done_callback(_retrieve)
+    def _begin(self, version: str, digest: str | None) -> _Load:
         now_s = self._monotonic_s()
-        known = self._slots.pop(version, None)  # to the end: the newest is last
-        is_new = known is None
-        self._slots[version] = Slot.queued(version, digest, now_s=now_s) if is_new else known
-        if not is_new:
-            self._move(version, SlotState.QUEUED, now_s, digest=digest)
+        slot = self._slots.pop(version, None)  # the newest is last
+        if slot is None:
+            self._slots[version] = Slot.queued(version, digest, now_s=now_s)
+        else:
+            self._slots[version] = slot.moved(SlotState.QUEUED, now_s=now_s, digest=digest)
         if digest is not None:
             self._failed.pop(digest, None)
+        load = _Load(version, digest, asyncio.get_running_loop().create_future())
+        load.result.add_done_callback(_retrieve)
         self._loads[version] = load
-        self._start(self._supervise(load, after=after))
+        self._start(self._supervise(load))
         return load
 
-    async def _supervise(self, load: _Load, *, after: _Load | None) -> None:
+    async def _supervise(self, load: _Load) -> None:
         """Give a load its turn, its thread and its deadline."""
         timeout_s = self._limits.load_timeout_s
+        earlier = self._threads.get(load.version)
         try:
-            if after is not None:
+            if earlier is not None:
                 async with asyncio.timeout(timeout_s):
-                    await after.ended.wait()
+                    await earlier.ended.wait()
             async with self._place:
                 if load.is_over:
-                    load.ended.set()
                     return
-                threading.Thread(
-                    target=self._run,
-                    args=(load, asyncio.get_running_loop()),
-                    name=f"load {load.version}",
-                    daemon=True,  # a load that hangs must not keep the process from ending
-                ).start()
+                self._threads[load.version] = load
+                loop = asyncio.get_running_loop()
+                # A daemon: a load that hangs must not keep the process from ending.
+                threading.Thread(target=self._run, args=(load, loop), name=f"load {load.version}", daemon=True).start()
                 async with asyncio.timeout(timeout_s):
                     await load.ended.wait()
         except TimeoutError:
             if not load.is_over:
-                stage = self._slots[load.version].state
-                self._fail(load, ReloadError(f"{load.version} was not loaded within {timeout_s:g} s; it is {stage}"))
-        finally:
-            if load.ended.is_set() and self._loads.get(load.version) is load:
-                del self._loads[load.version]
+                state = self._slots[load.version].state
+                still = "an earlier load of it has not ended" if state is SlotState.QUEUED else f"it is {state}"
+                self._fail(load, ReloadError(f"{load.version} was not loaded within {timeout_s:g} s: {still}"))
 
     def _run(self, load: _Load, loop: asyncio.AbstractEventLoop) -> None:
         """Load in this thread. Whatever the bundle's code raises becomes a result."""
@@ -308,6 +303,7 @@ class ResidentModels:
 
     def _end(self, load: _Load, outcome: LoadedModel | ServeAppError) -> None:
         load.ended.set()
+        del self._threads[load.version]
         if load.is_over:
             return
         if isinstance(outcome, ServeAppError):
@@ -319,18 +315,22 @@ class ResidentModels:
             self._fail(load, BundleError(load.version, [problem]))
             return
         now_s = self._monotonic_s()
-        load.is_over = True
+        self._close(load)
         self._held[load.version] = _Held(outcome, now_s)
         self._move(load.version, SlotState.READY, now_s, digest=facts.digest)
         load.result.set_result(facts)
 
     def _fail(self, load: _Load, error: ServeAppError) -> None:
-        load.is_over = True
+        self._close(load)
         reason = str(error) or type(error).__name__
         self._move(load.version, SlotState.FAILED, self._monotonic_s(), reason=reason)
         if load.digest is not None and not isinstance(error, LoadCancelledError):
             self._note_failure(load.digest, reason)
         load.result.set_exception(error)
+
+    def _close(self, load: _Load) -> None:
+        load.is_over = True
+        del self._loads[load.version]
 
     def _note_failure(self, digest: str, reason: str) -> None:
         self._failed.pop(digest, None)

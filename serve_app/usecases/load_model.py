@@ -45,7 +45,7 @@ def load_model(
     loaders: Mapping[str, Loader],
     clock: Clock,
     digest: str | None = None,
-    on_stage: Callable[[SlotState], None] = lambda stage: None,
+    on_stage: Callable[[SlotState], None] = lambda _: None,
 ) -> LoadedModel:
     """Load `version` (or `"current"`) completely, or raise and leave nothing behind.
 

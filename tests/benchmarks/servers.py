@@ -59,7 +59,7 @@ def running_peer(peer: Peer, setting: Setting, *, python: Path, model: Path, dir
     root = psutil.Process(process.pid)
     try:
         server = Server(f"http://127.0.0.1:{port}", lambda: tree(root))
-        _wait_until_answering(server.address, has_ended=lambda: process.poll() is not None)
+        _wait_until_ready(server.address + peer.ready_path, has_ended=lambda: process.poll() is not None)
         yield server
     finally:
         _stop(process, tree(root))
@@ -112,19 +112,18 @@ def _peer_environment() -> dict[str, str]:
     return {**inherited, **NO_TELEMETRY}
 
 
-def _wait_until_answering(address: str, *, has_ended: Callable[[], bool]) -> None:
-    """Wait until something answers HTTP, whatever it says; the check of one prediction comes after."""
+def _wait_until_ready(url: str, *, has_ended: Callable[[], bool]) -> None:
     deadline = time.monotonic() + START_WITHIN_S
     while time.monotonic() < deadline:
         if has_ended():
             raise ServerFailedError("it ended while starting; its server.log says why")
         try:
-            httpx.get(f"{address}/", timeout=5)
-        except httpx.TransportError:
-            time.sleep(POLL_S)
-        else:
-            return
-    raise ServerFailedError(f"it did not answer within {START_WITHIN_S:.0f} s; its server.log may say why")
+            if httpx.get(url, timeout=5).status_code == httpx.codes.OK:
+                return
+        except httpx.TransportError:  # nobody listens yet
+            pass
+        time.sleep(POLL_S)
+    raise ServerFailedError(f"it was not ready within {START_WITHIN_S:.0f} s; its server.log may say why")
 
 
 def _stop(process: subprocess.Popen[bytes], family: Sequence[psutil.Process]) -> None:

@@ -48,7 +48,8 @@ MODELS: Mapping[str, Model] = {
 class Stage(Protocol):
     """A client, and the means to take its replica away."""
 
-    client: PredictClient
+    @property
+    def client(self) -> PredictClient: ...
 
     async def lose_replica(self) -> None: ...
 

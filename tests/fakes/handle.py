@@ -42,8 +42,7 @@ class FakeHandle:
         try:
             return await self.replicas[0].predict(version, rows)
         except Exception as error:
-            wrapped: Exception = RayTaskError("predict", "the replica's traceback", error).as_instanceof_cause()
-            raise wrapped from error
+            raise wrapped(error) from error
 
     def broadcast(self, method: str) -> "_Answers":
         """Call a method of every replica."""
@@ -71,3 +70,10 @@ class _Answers:
             except Exception as error:
                 answers.append(error)
         return answers
+
+
+def wrapped(error: Exception) -> Exception:
+    """Return the error as Ray raises it where the call was made."""
+    made: Any = RayTaskError
+    told: Exception = made("predict", "the replica's traceback", error).as_instanceof_cause()
+    return told

@@ -15,7 +15,7 @@ Model = Callable[[NDArray[np.float64]], NDArray[Any] | Awaitable[NDArray[Any]]]
 
 def row_sums(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     """Answer the sum of each row, float64 (batch, 1): a model whose answers show which rows they belong to."""
-    return rows.sum(axis=1, keepdims=True)
+    return np.asarray(rows.sum(axis=1, keepdims=True))
 
 
 class FakePredictClient:

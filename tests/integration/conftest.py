@@ -45,6 +45,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     train_iris_forest.main(out=state.path / "models" / "iris", joblib_path=None, model_version="v1")
     write_forecaster(state.path / "models" / "forecaster", "v1")
     document = yaml.safe_load((REPOSITORY / "configs" / "bench.yaml").read_text())
+    iris = document["applications"][0]["args"]["families"]["iris"]
+    iris["trial"] = {"timeout_s": 10, "memory_bytes": 256 << 20}
     config = directory / "config.yaml"
     config.write_text(yaml.safe_dump(document))
     (port,) = choose_free(1)

@@ -61,10 +61,7 @@ def pack_array(array: NDArray[Any]) -> bytes:
         TypeError: It holds something that JSON cannot say, such as bytes.
     """
     code = _CODES.get(array.dtype, _JSON)
-    if code == _JSON:
-        data = orjson.dumps(array.ravel().tolist(), option=orjson.OPT_SERIALIZE_NUMPY)
-    else:
-        data = array.tobytes()
+    data = array.tobytes() if code != _JSON else orjson.dumps(array.ravel().tolist(), option=orjson.OPT_SERIALIZE_NUMPY)
     return struct.pack(f"<BB{array.ndim}I", code, array.ndim, *array.shape) + data
 
 

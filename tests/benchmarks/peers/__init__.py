@@ -31,6 +31,8 @@ class Peer:
     title: str
     configuration: str
     packages: tuple[str, ...]
+    ready_path: str
+    """Answers 200 once the model is loaded."""
     path: str
     answer_at: tuple[str | int, ...]
     """Where in the answer the one prediction stands."""
@@ -58,12 +60,13 @@ PEERS: tuple[Peer, ...] = (
         title="MLServer",
         configuration="`mlserver start`, its scikit-learn runtime, adaptive batching on, uvloop, REST",
         packages=("mlserver", "mlserver-sklearn", "scikit-learn", "uvicorn"),
+        ready_path="/v2/models/iris/ready",
         path="/v2/models/iris/infer",
         answer_at=("outputs", 0, "data", 0),
         body=open_inference,
         settings=(
             _setting(workers="0", max_batch_size="64", max_batch_time_s="0.005"),
-            _setting(workers="0", max_batch_size="64", max_batch_time_s="0.02"),
+            _setting(workers="0", max_batch_size="64", max_batch_time_s="0.001"),
             _setting(workers="1", max_batch_size="64", max_batch_time_s="0.005"),
             _setting(workers=ALL_CORES, max_batch_size="64", max_batch_time_s="0.005"),
         ),
@@ -73,11 +76,16 @@ PEERS: tuple[Peer, ...] = (
         title="LitServe",
         configuration="`LitServer` with a `LitAPI` that stacks the batch, batching on, uvloop",
         packages=("litserve", "scikit-learn", "fastapi", "uvicorn"),
+        ready_path="/health",
         path="/predict",
         answer_at=("predictions", 0),
         settings=(
             _setting(workers="1", api_servers="1", max_batch_size="64", batch_timeout_s="0.005"),
             _setting(workers="1", api_servers="1", max_batch_size="64", batch_timeout_s="0.001"),
+            (
+                *_setting(workers="1", api_servers="1", max_batch_size="64", batch_timeout_s="0.005"),
+                "--fast-queue",
+            ),
             _setting(workers="1", api_servers=ALL_CORES, max_batch_size="64", batch_timeout_s="0.005"),
             _setting(workers=ALL_CORES, api_servers="1", max_batch_size="64", batch_timeout_s="0.005"),
         ),
@@ -87,6 +95,7 @@ PEERS: tuple[Peer, ...] = (
         title="BentoML",
         configuration="`bentoml serve`, a batchable API on NumPy arrays, adaptive batching on, uvloop, access log off",
         packages=("bentoml", "scikit-learn", "uvicorn"),
+        ready_path="/readyz",
         path="/predict",
         answer_at=(0,),
         settings=(
@@ -100,6 +109,7 @@ PEERS: tuple[Peer, ...] = (
         title="FastAPI + uvicorn",
         configuration="a `def` route that calls scikit-learn's `predict`, uvloop, httptools, access log off",
         packages=("fastapi", "uvicorn", "scikit-learn"),
+        ready_path="/openapi.json",
         path="/predict",
         answer_at=("predictions", 0),
         settings=(_setting(workers=ALL_CORES), _setting(workers="1")),
@@ -109,6 +119,7 @@ PEERS: tuple[Peer, ...] = (
         title="mlflow models serve",
         configuration="the forest logged with `mlflow.sklearn`, `mlflow models serve --env-manager local`, uvloop",
         packages=("mlflow", "scikit-learn", "uvicorn"),
+        ready_path="/ping",
         path="/invocations",
         answer_at=("predictions", 0),
         settings=(_setting(workers=ALL_CORES), _setting(workers="1")),
@@ -118,6 +129,7 @@ PEERS: tuple[Peer, ...] = (
         title="Ray Serve, defaults",
         configuration="a FastAPI ingress before a model deployment, every option at its default, no batching",
         packages=("ray", "scikit-learn", "fastapi", "uvicorn"),
+        ready_path="/-/healthz",
         path="/predict",
         answer_at=("predictions", 0),
         settings=((),),

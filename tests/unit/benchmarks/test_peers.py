@@ -31,7 +31,16 @@ def test_every_peer_has_the_same_scikit_learn() -> None:
 
 
 def peer_with(*settings: tuple[str, ...]) -> Peer:
-    return Peer(name="p", title="P", configuration="", packages=(), path="/", answer_at=(), settings=settings or ((),))
+    return Peer(
+        name="p",
+        title="P",
+        configuration="",
+        packages=(),
+        ready_path="/",
+        path="/",
+        answer_at=(),
+        settings=settings or ((),),
+    )
 
 
 def test_the_best_setting_gives_away_neither_promptness_nor_throughput() -> None:

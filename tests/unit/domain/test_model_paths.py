@@ -1,3 +1,5 @@
+from contextlib import suppress
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -65,10 +67,8 @@ def test_nearest_path_is_suggested() -> None:
 
 @given(st.text(max_size=300))
 def test_any_text_finds_a_listed_model_or_is_refused(path: str) -> None:
-    try:
+    with suppress(ModelPathError, UnknownModelError):
         assert find_model(path, "models", LISTED) in LISTED
-    except (ModelPathError, UnknownModelError) as error:
-        assert len(str(error)) < 2000
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from tests.unit.ingress.serving import FAMILY, Server
 
 READ, RELOAD, ROLLOUT = (f"secret-of-{scope}-0123456789" for scope in ("read", "reload", "rollout"))
 TOKENS = f"ann read {READ}\nci reload {RELOAD}\nops rollout {ROLLOUT}\n"
+Headers = Mapping[str, str] | Mapping[str, bytes]
 BEARER = {"Authorization": f"Bearer {RELOAD}"}
 
 
@@ -64,13 +65,14 @@ class Administered:
             self.server.models.setdefault(version, lambda rows: rows[:, :1])
             self.server.route(version, generation=self.plane.generation)
 
-    async def call(
-        self, method: str, path: str, *, headers: Mapping[str, str] | None = None, **more: Any
-    ) -> httpx.Response:
+    async def call(self, method: str, path: str, *, headers: Headers = BEARER, **more: Any) -> httpx.Response:
         """Send one request, with the token that may reload unless the headers say otherwise."""
         transport = httpx.ASGITransport(self.api, client=("192.0.2.1", 40000))
         async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
-            return await client.request(method, path, headers=BEARER if headers is None else headers, **more)
+            sent = {name: value if isinstance(value, bytes) else value.encode() for name, value in headers.items()}
+            return await client.request(
+                method, path, headers={name.encode(): value for name, value in sent.items()}, **more
+            )
 
     async def post(self, path: str, **more: Any) -> httpx.Response:
         """POST, with the token that may reload."""

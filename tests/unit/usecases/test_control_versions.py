@@ -199,6 +199,32 @@ async def test_polling_takes_up_a_new_version_after_the_interval(world: World) -
     assert active(control) == "v2"
 
 
+async def test_a_version_chosen_by_hand_stays_until_the_source_changes_its_mind(world: World) -> None:
+    world.publish("v0", current=False)
+    control = await world.reconciler()
+    await settled(control)
+    await reload(control, "v0")
+    world.clock.advance(31)
+    await settled(control)
+    assert active(control) == "v0"
+    world.publish("v2")
+    world.clock.advance(31)
+    await settled(control)
+    assert active(control) == "v2"
+
+
+async def test_taking_the_pin_away_goes_back_to_what_the_source_calls_current(world: World) -> None:
+    world.publish("v0", current=False)
+    control = await world.reconciler()
+    await settled(control)
+    world.fleet.pin = "v0"
+    await settled(control)
+    assert active(control) == "v0"
+    world.fleet.pin = "current"
+    await settled(control)
+    assert active(control) == "v1"
+
+
 async def test_mode_endpoint_waits_for_a_call(world: World) -> None:
     world.mode = ReloadMode.ENDPOINT
     control = await world.reconciler()

@@ -18,6 +18,7 @@ from tests import builders
 from tests.fakes.bundle_source import FakeBundleSource
 from tests.fakes.clock import FakeClock
 from tests.fakes.loader import FakeLoader, FakePredictor
+from tests.fakes.predict_client import row_sums
 
 SIGNATURE = builders.signature(["a", "b"], ["y"])
 
@@ -70,7 +71,11 @@ def test_loaded_version_answers_and_tells_its_facts() -> None:
     model = load(plain_bundle(metrics={"mae": 1.5}, training={"rows": 7}))
     assert model.predictor.predict(np.array([[1.0, 2.0]])).tolist() == [[8.0]]
     facts = model.facts
-    assert (facts.version, facts.digest, facts.created_at) == ("v1", "0" * 64, "2026-01-30T09:00:00Z")
+    assert (facts.version, facts.digest, facts.created_at) == (
+        "v1",
+        plain_bundle(metrics={"mae": 1.5}, training={"rows": 7}).digest,
+        "2026-01-30T09:00:00Z",
+    )
     assert (facts.signature, facts.engine, facts.artifact_bytes) == (SIGNATURE, {"y": "fake"}, 5)
     assert (facts.metrics, facts.training) == ({"mae": 1.5}, {"rows": 7})
     assert facts.loaded_at_s == FakeClock().now_s()
@@ -96,7 +101,7 @@ def test_model_is_warmed_up_on_its_golden_inputs() -> None:
 
     def answer(rows: NDArray[np.float64]) -> NDArray[np.float64]:
         seen.append(rows)
-        return rows.sum(axis=1, keepdims=True)
+        return row_sums(rows)
 
     load(
         plain_bundle(samples={"inputs": [[1, 2], [3, 4], [5, 6]], "outputs": [[3], [7], [11]]}),
@@ -115,7 +120,7 @@ def test_slow_model_runs_in_a_thread() -> None:
         end_s = time.perf_counter() + INLINE_LIMIT_S
         while time.perf_counter() < end_s:
             pass
-        return rows.sum(axis=1, keepdims=True)
+        return row_sums(rows)
 
     facts = load(plain_bundle(), loader=OnePredictor(FakePredictor(SIGNATURE, answer=slow))).facts
     assert not facts.runs_inline

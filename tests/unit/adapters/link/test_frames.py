@@ -23,8 +23,12 @@ MAX_BYTES = 1 << 16
 Frames = list[tuple[int, int, bytes]]
 
 shapes = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5)
-numeric = st.sampled_from([np.dtype("<f8"), np.dtype("<i8"), np.dtype("<f4"), np.dtype("?")])
-as_json = st.sampled_from([np.dtype("<i4"), np.dtype("<u2"), np.dtype(">f8"), np.dtype("<u8"), np.dtype("<U8")])
+numeric: st.SearchStrategy[np.dtype[Any]] = st.sampled_from(
+    [np.dtype("<f8"), np.dtype("<i8"), np.dtype("<f4"), np.dtype("?")]
+)
+as_json: st.SearchStrategy[np.dtype[Any]] = st.sampled_from(
+    [np.dtype("<i4"), np.dtype("<u2"), np.dtype(">f8"), np.dtype("<u8"), np.dtype("<U8")]
+)
 valid_frames = st.lists(
     st.tuples(st.integers(0, 2**32 - 1), st.sampled_from(list(Kind)), st.binary(max_size=60)), max_size=6
 )
@@ -38,7 +42,7 @@ def well_formed(array: NDArray[Any]) -> bool:
     """False for NaN, which JSON has no word for, and for text that is no UTF-8."""
     values = array.ravel().tolist()
     try:
-        return orjson.loads(orjson.dumps(values)) == values
+        return bool(orjson.loads(orjson.dumps(values)) == values)
     except TypeError:
         return False
 
@@ -101,14 +105,14 @@ def test_frame_of_an_impossible_length_is_refused_before_its_bytes_come(length: 
 
 
 def test_frames_before_an_impossible_one_are_still_read() -> None:
-    seen: Frames = []
+    frames = FrameReader(MAX_BYTES).feed(frame(1, Kind.ARRAY, b"x") + b"\xff" * 9)
+    call_id, kind, body = next(frames)
+    assert (call_id, kind, bytes(body)) == (1, Kind.ARRAY, b"x")
     with pytest.raises(LinkError):
-        for call_id, kind, body in FrameReader(MAX_BYTES).feed(frame(1, Kind.ARRAY, b"x") + b"\xff" * 9):
-            seen.append((call_id, kind, bytes(body)))
-    assert seen == [(1, Kind.ARRAY, b"x")]
+        next(frames)
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(st.lists(st.binary(max_size=40), max_size=5))
 def test_garbage_in_the_stream_raises_nothing_but_link_errors(pieces: list[bytes]) -> None:
     reader = FrameReader(1 << 10)
@@ -130,7 +134,7 @@ json_bodies = st.recursive(
 ).map(orjson.dumps)
 
 
-@settings(max_examples=500)
+@settings(max_examples=200)
 @given(st.binary(max_size=80) | st.tuples(header, st.binary(max_size=40) | json_bodies).map(b"".join))
 def test_garbage_for_an_array_raises_nothing_but_link_errors(body: bytes) -> None:
     for unpack in (unpack_array, unpack_predict):

@@ -275,7 +275,7 @@ async def test_what_makes_no_sense_closes_only_that_connection(ends: Ends, data:
     assert (await ask(other)).tolist() == (ROWS * 2).tolist()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     st.lists(
         st.tuples(
