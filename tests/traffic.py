@@ -128,7 +128,8 @@ class _Driver:
             now_s = time.monotonic()
             self.answers.append(Answer(now_s, now_s - due_s, status, version, generation, i))
             if len(self.answers) == 1:
-                print("flowing", flush=True)
+                sys.stdout.write("flowing\n")
+                sys.stdout.flush()
             due_s += period_s
         if writer is not None:
             writer.close()

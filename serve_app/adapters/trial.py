@@ -184,7 +184,7 @@ class _Worker:
     @property
     def is_alive(self) -> bool:
         """Whether the process still runs."""
-        return self._process.poll() is None
+        return self._process.poll() is None and not self._reader.at_eof()
 
     async def hold(self, job: TrialJob) -> TrialAnswer:
         """Have one job done.

@@ -250,7 +250,7 @@ class VersionControl:
 
     @staticmethod
     async def _interval_s(settings: ControlledFamily) -> float:
-        """Return the seconds until the next look: what the current manifest's `sidecar` section asks for, else the rule."""
+        """Return the seconds until the next look: what the manifest's `sidecar` section asks for, else the rule."""
         if not settings.rule.polls:
             return settings.rule.interval_s
         try:

@@ -259,7 +259,7 @@ class ControlPlane(Protocol):
 
 
 class Fleet(Protocol):
-    """The model replicas, over all pools of a family. Calls return when replicas have been told, not when they are done."""
+    """The model replicas, over all pools of a family. Calls return when replicas have been told, not when done."""
 
     async def statuses(self, family: str) -> list[ReplicaStatus]:
         """Ask every routable replica; one that does not answer is left out."""

@@ -113,7 +113,7 @@ class RequestRouter:
         return next((status.last_error for status in self.statuses(family) if status.last_error), None)
 
     def fallback(self, target: Target) -> Target | None:
-        """Return where to go when no replica holds the version of `target` any more: the last good one, if it is loaded."""
+        """Return where to go when no replica holds the version of `target` any more: the last good one, if loaded."""
         route = self._table.routes.get(target.family)
         if target.reason != "default" or route is None or route.last_good in (None, target.version):
             return None

@@ -25,7 +25,7 @@ def loaded(ref: VersionRef) -> LoadedVersion:
 
 
 class FakeFleet:
-    """Replicas of one family that load at once, except what stands in `refuses` (digest -> reason) or `hangs` (digest)."""
+    """Replicas of one family that load at once, but for `refuses` (digest -> reason) and `hangs` (digest)."""
 
     def __init__(self, n_replicas: int = 2) -> None:
         self.held: list[dict[str, VersionRef]] = [{} for _ in range(n_replicas)]

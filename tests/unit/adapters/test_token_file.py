@@ -134,11 +134,15 @@ def test_reader_that_hangs_holds_up_nobody_else(tmp_path: Path) -> None:
     file.path.unlink()
     os.mkfifo(file.path)  # to open it waits for a writer
     file.later()
-    hung = threading.Thread(target=file.tokens.current)
+    hung = threading.Thread(target=file.tokens.current, daemon=True)
     hung.start()
     while not file.tokens._checking.locked():
         pass
-    assert file.knows(FIRST)
+    answers: list[bool] = []
+    other = threading.Thread(target=lambda: answers.append(file.knows(FIRST)), daemon=True)
+    other.start()
+    other.join(timeout=10)
+    assert answers == [True]
     file.path.write_text(SECOND)
     hung.join(timeout=10)
     assert not hung.is_alive()

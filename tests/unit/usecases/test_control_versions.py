@@ -1,8 +1,9 @@
-"""The control plane over fakes: what is asked for becomes active, or nothing changes; a crash at any step is resumed."""
+"""The control plane over fakes: what is asked for becomes active or nothing changes; any crash is resumed."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import pytest
 
@@ -94,10 +95,10 @@ class World:
 
 
 @pytest.fixture
-async def world() -> AsyncIterator[World]:
+def world() -> World:
     made = World()
     made.publish("v1")
-    yield made
+    return made
 
 
 async def reload(control: VersionControl, version: str | None = None, *, force: bool = False) -> Operation:
@@ -391,7 +392,7 @@ async def test_without_a_model_the_source_is_asked_again_after_5_10_30_and_60_se
         if len(world.meter.counted) > before:
             looked_at.append(world.clock.monotonic_s())
         world.clock.advance(1)
-    gaps = [round(after - before) for before, after in zip(looked_at, looked_at[1:], strict=False)]
+    gaps = [round(after - before) for before, after in pairwise(looked_at)]
     assert gaps[:5] == [5, 10, 30, 60, 60]
 
 
