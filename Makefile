@@ -13,11 +13,11 @@ INSTALLED := $(VENV)/.installed
 TORCH     := $(shell grep '^torch==' constraints.txt)
 PIP       := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help up down test lint format bench venv
+.PHONY: help up down test lint format bench bench-reload venv
 
 help: ## Print this list
 	@echo "Targets:"
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 	@echo "Variables: CONFIG=$(CONFIG) PORT=$(PORT) STATE_DIR=$(STATE_DIR) PYTHON=$(PYTHON) VENV=$(VENV)"
 
 up: venv ## Train a first model if there is none, start the server, wait until it is ready
@@ -49,6 +49,10 @@ format: venv ## Rewrite the code in the house style
 bench: venv ## Measure this server against its peers; writes docs/benchmarks.md
 	@echo "==> benchmarks"
 	@$(BIN)/python -m tests.benchmarks.run
+
+bench-reload: venv ## Measure what clients notice of changes and kills; writes docs/reload.md
+	@echo "==> reload benchmark"
+	@$(BIN)/python -m tests.benchmarks.reload
 
 venv: $(INSTALLED)
 

@@ -1,11 +1,14 @@
 """build_app(): the composition root. Turns an AppConfig into the Ray Serve application; the only place that wires."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 from ray import serve
 from ray.serve import Application, Deployment
 
 from serve_app.config import AppConfig, PoolConfig, ReplicaUserConfig
+from serve_app.config_env import with_overrides
 from serve_app.deployments.gateway import Gateway
 from serve_app.deployments.handles import GATEWAY, RECONCILER
 from serve_app.deployments.model_replica import ModelReplica
@@ -19,10 +22,13 @@ HEALTH_CHECK_PERIOD_S = 5
 def build_app(args: dict[str, Any]) -> Application:
     """Build the application from the `args` of a Serve config file.
 
+    With `allow_env_overrides` the environment counts in which this runs: that of the task in which Serve's controller
+    builds an application, so that of the Ray node it runs on, not that of the shell that calls `serve deploy`.
+
     Raises:
         ConfigError: With one sentence for every wrong key or value.
     """
-    config = AppConfig.parse(args)
+    config = AppConfig.parse(with_overrides(args, os.environ, working_dir=Path.cwd()))
     pools = {
         family: {pool.name: _pool(config, family, pool) for pool in settings.pools}
         for family, settings in config.families.items()

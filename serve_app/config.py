@@ -9,11 +9,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from serve_app.domain.access import Scope, Token, TokenSet, scopes_of
 from serve_app.domain.errors import ConfigError, nearest
 from serve_app.domain.following import ReloadMode
 from serve_app.domain.validation import problems_of
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+
+RELOAD_TOKEN_NAME = "reload-token"  # noqa: S105  # what the audit log shows for it
 
 
 class _Part(BaseModel):
@@ -129,6 +132,13 @@ class SecurityConfig(_Part):
         str,
         Field(pattern=r"^[A-Za-z0-9-]{1,64}$", description="header of the token (S3: ADMIN_TOKEN_HEADER, its default)"),
     ] = "X-Admin-Token"  # noqa: S105  # a header's name
+    reload_token_sha256: Annotated[
+        str | None,
+        Field(
+            pattern=r"^[0-9a-f]{64}$", repr=False,
+            description="sha256 of one more token, `reload-token`, with the scope reload (S0: RELOAD_TOKEN)",
+        ),
+    ] = None  # fmt: skip
     client_address_header: Annotated[
         str | None,
         Field(
@@ -200,6 +210,9 @@ class AppConfig(_Part):
     default_family: Annotated[
         Name | None, Field(description="answers `/predict/`; default: the only or first family")
     ] = None
+    allow_env_overrides: Annotated[
+        bool, Field(description="let the environment change what config_env.py lists; off: the file is the whole truth")
+    ] = False
     families: Annotated[dict[Name, FamilyConfig], Field(min_length=1)]
     gateway: GatewayConfig = GatewayConfig()
     reconciler: ReconcilerConfig = ReconcilerConfig()
@@ -245,6 +258,14 @@ class AppConfig(_Part):
     def token_file(self) -> Path:
         """File of the admin tokens."""
         return Path(self.state_dir, self.security.token_file)
+
+    @property
+    def fixed_tokens(self) -> TokenSet:
+        """Admin tokens that hold beside those in the file."""
+        digest = self.security.reload_token_sha256
+        if digest is None:
+            return TokenSet()
+        return TokenSet((Token(RELOAD_TOKEN_NAME, scopes_of(Scope.RELOAD), bytes.fromhex(digest)),))
 
     def source_root(self, family: str) -> Path:
         """Directory of a family's versions; a relative one lies under the state directory."""

@@ -74,7 +74,7 @@ time.sleep(1)
 _ON_LOAD: Mapping[Kind, str] = {
     Kind.SLOW: "import time; time.sleep(5)",
     Kind.SPAWNING: _SPAWN,
-    Kind.RAISING: "raise RuntimeError('this model raises')",
+    Kind.RAISING: "import tempfile; tempfile.mkdtemp()\nraise RuntimeError('this model raises')",
     Kind.EXITING_POLITELY: "raise SystemExit('this model exits')",
     Kind.EXITING_HARD: "import os; os._exit(3)",
     Kind.HANGING: "import time\nwhile True: time.sleep(3600)",

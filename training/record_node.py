@@ -68,8 +68,8 @@ def samples(period_s: float = 1.0) -> Iterator[dict[str, float | str]]:
     before_s = time.monotonic()
     due_s = before_s
     while True:
-        due_s += period_s
-        time.sleep(max(due_s - time.monotonic(), 0.0))
+        due_s = max(due_s + period_s, time.monotonic() + period_s / 2)  # late: a row is left out, none comes twice
+        time.sleep(due_s - time.monotonic())
         now_s = time.monotonic()
         after = _counters()
         yield _row(meter, before, after, now_s - before_s)

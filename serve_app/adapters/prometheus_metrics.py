@@ -11,8 +11,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metr
 from prometheus_client.exposition import generate_latest
 
 from serve_app.domain.reload import Outcome, Phase
+from serve_app.usecases.hold_models import Counts
 
 LATENCY_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+LOAD_BUCKETS_S = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 MetricSnapshot = tuple[str, str, str, list[tuple[str, dict[str, str], float]]]
@@ -100,6 +102,24 @@ class ReplicaMetrics:
             ["family", "pool"],
             registry=self.registry,
         )
+        self._resident_versions = Gauge(
+            "serve_app_resident_versions", "Loaded versions.", ["family", "pool"], registry=self.registry
+        )
+        self._stage_seconds = Histogram(
+            "serve_app_model_load_stage_seconds", "Time of one stage of a load.", ["family", "pool", "stage"],
+            registry=self.registry, buckets=LOAD_BUCKETS_S,
+        )  # fmt: skip
+        self._cache = {
+            name: Counter(f"serve_app_cache_{name}", said, ["family", "pool"], registry=self.registry).labels(
+                *self._labels
+            )
+            for name, said in (
+                ("hits", "Batches whose version was loaded."),
+                ("misses", "Batches whose version was not loaded."),
+                ("evictions", "Versions let go of."),
+            )
+        }
+        self._counted = Counts(0, 0, 0)
 
     def observe_predict(self, version: str, seconds: float) -> None:
         """Count one batch."""
@@ -110,15 +130,33 @@ class ReplicaMetrics:
         self._loads.labels(*self._labels, "success" if succeeded else "failure").inc()
         self._load_seconds.labels(*self._labels).set(seconds)
 
+    def observe_stage(self, stage: str, seconds: float) -> None:
+        """Count one stage of a load."""
+        self._stage_seconds.labels(*self._labels, stage).observe(seconds)
+
+    def set_resident_versions(self, n_versions: int) -> None:
+        """Say how many versions are loaded."""
+        self._resident_versions.labels(*self._labels).set(n_versions)
+
+    def count_cache(self, counts: Counts) -> None:
+        """Bring the counters up to what has been counted since the start."""
+        before, self._counted = self._counted, counts
+        self._cache["hits"].inc(counts.hits - before.hits)
+        self._cache["misses"].inc(counts.misses - before.misses)
+        self._cache["evictions"].inc(counts.evictions - before.evictions)
+
     def set_resident_bytes(self, n_bytes: int) -> None:
         """Say how many bytes of artifacts are loaded."""
         self._resident_bytes.labels(*self._labels).set(n_bytes)
 
 
 class ReloadMetrics:
-    """Metrics of the control plane; implements `ReloadMeter`. Labels: family, and phase or result."""
+    """Metrics of the control plane; implements `ReloadMeter`. Labels: family, and phase or result.
 
-    def __init__(self) -> None:
+    The failures of `families` are told from the start, as 0: a search for them, or an alert, then finds a line.
+    """
+
+    def __init__(self, families: Iterable[str] = ()) -> None:
         self.registry = CollectorRegistry()
         own = self.registry
         self._reloads = Counter("serve_app_reloads", "Ended reloads and rollbacks.", ["family", "result"], registry=own)
@@ -136,6 +174,8 @@ class ReloadMetrics:
         self._update_errors = Counter(
             "model_update_errors", "Changes of version that failed.", ["family"], registry=own
         )
+        for family in families:
+            self._update_errors.labels(family)
 
     def observe_stage(self, family: str, phase: Phase, seconds: float) -> None:
         """See `ReloadMeter.observe_stage`."""

@@ -10,6 +10,7 @@ from serve_app.usecases.ports import Clock
 
 MAX_BYTES = 64 * 1024
 CHECK_INTERVAL_S = 1.0
+NO_TOKENS = TokenSet()
 log = structlog.get_logger(__name__)
 
 
@@ -18,12 +19,14 @@ class TokenFile:
 
     At most once in `CHECK_INTERVAL_S` a call reads the file and compares the bytes: they are few, and times of a file
     may stand still over a change. A file that is missing, unreadable or wrong changes nothing and is logged once.
+    The tokens in `fixed` hold whatever the file says.
     """
 
-    def __init__(self, path: Path, *, clock: Clock) -> None:
+    def __init__(self, path: Path, *, clock: Clock, fixed: TokenSet = NO_TOKENS) -> None:
         self._path = path
         self._clock = clock
-        self._tokens = TokenSet()
+        self._fixed = fixed
+        self._tokens = fixed
         self._raw: bytes | None = None
         self._problem: str | None = None
         self._next_check_s: float | None = None
@@ -60,7 +63,8 @@ class TokenFile:
             return
         if raw != self._raw:
             log.info("admin tokens read", file=str(self._path), names=[token.name for token in tokens.tokens])
-        self._tokens, self._raw, self._problem = tokens, raw, None
+        self._tokens = TokenSet((*self._fixed.tokens, *tokens.tokens))
+        self._raw, self._problem = raw, None
 
     def _refuse(self, problem: str) -> None:
         if problem != self._problem:

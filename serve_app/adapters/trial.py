@@ -142,7 +142,7 @@ class _Worker:
         self._process = process
         self._reader = asyncio.StreamReader(limit=_MAX_LINE_BYTES)
         self._transport: asyncio.ReadTransport | None = None
-        self._is_busy = False
+        self._is_ready = False
 
     @classmethod
     async def start(cls) -> "_Worker":
@@ -179,6 +179,7 @@ class _Worker:
             await asyncio.shield(worker.end())
             message = f"the trial worker could not be started: it ended with {worker._process.returncode}, see its log"
             raise TrialError(message, blames_bundle=False)
+        worker._is_ready = True
         return worker
 
     @property
@@ -192,7 +193,6 @@ class _Worker:
         Raises:
             TrialError: The worker went away or does not answer.
         """
-        self._is_busy = True
         patience_s = job.timeout_s * trial_worker.BUSY_FACTOR + _GRACE_S
         try:
             async with asyncio.timeout(patience_s):
@@ -203,7 +203,6 @@ class _Worker:
             raise TrialError(f"the trial worker does not answer: {reason}", blames_bundle=False) from error
         if not line:
             raise TrialError("the trial worker ended during the trial", blames_bundle=False)
-        self._is_busy = False
         return TrialAnswer.model_validate_json(line)
 
     async def end(self) -> None:
@@ -216,8 +215,8 @@ class _Worker:
             self._process.stdout.close()
 
     def _wait_for_end(self) -> None:
-        if self._is_busy:
-            # It kills the job and what that has started as soon as its input ends, then ends itself.
+        if self._is_ready:
+            # It kills the job and what that has started as soon as its input ends, tidies up and ends itself.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(_ENDING_TIMEOUT_S)
         self._process.kill()

@@ -18,7 +18,7 @@ import psutil
 MAX_PROCESSES = 64
 """More than any library starts to load a model; a bundle that goes on forking is ended here."""
 
-_DATA_SLACK_BYTES = 64 << 20
+_DATA_SLACK_BYTES = 128 << 20
 _SET_PDEATHSIG, _SET_CHILD_SUBREAPER = 1, 36
 
 

@@ -16,6 +16,7 @@ import re
 import select
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -85,16 +86,30 @@ def main() -> None:
     parent_pid = os.getppid()
     lower_priority(NICENESS)
     adopt_orphans()
-    loaders = _loaders()
-    gc.collect()
-    gc.freeze()  # the forks share what is imported for as long as nobody writes to it
-    try:
-        _say(answers, READY_LINE)
-        for line in _lines(parent_pid):
-            answer = _hold(TrialJob.model_validate_json(line), loaders, parent_pid)
-            _say(answers, answer.model_dump_json().encode() + b"\n")
-    except (_ParentGoneError, BrokenPipeError):
-        return
+    with _temporary_directory():
+        loaders = _loaders()
+        gc.collect()
+        gc.freeze()  # the forks share what is imported for as long as nobody writes to it
+        try:
+            _say(answers, READY_LINE)
+            for line in _lines(parent_pid):
+                with _temporary_directory():
+                    answer = _hold(TrialJob.model_validate_json(line), loaders, parent_pid)
+                _say(answers, answer.model_dump_json().encode() + b"\n")
+        except (_ParentGoneError, BrokenPipeError):
+            return
+
+
+@contextlib.contextmanager
+def _temporary_directory() -> Iterator[None]:
+    """Have all temporary files of this process, and of those it starts, where they can be removed with them."""
+    before = tempfile.gettempdir()
+    with tempfile.TemporaryDirectory(prefix="trial-", ignore_cleanup_errors=True) as directory:
+        tempfile.tempdir = os.environ["TMPDIR"] = directory
+        try:
+            yield
+        finally:
+            tempfile.tempdir = os.environ["TMPDIR"] = before
 
 
 def _loaders() -> "Mapping[str, Loader]":
@@ -170,7 +185,7 @@ def _answer(job: TrialJob, result: bytes, status: int, stopped: _StoppedError | 
         return TrialAnswer(verdict=Verdict.REFUSED, message=_end_of(status))
     answer = TrialAnswer.model_validate_json(result)
     if answer.verdict is Verdict.REFUSED and "MemoryError" in answer.message:
-        return answer.model_copy(update={"message": f"{answer.message} (the limit is {_mib(job)})"})
+        return answer.model_copy(update={"message": f"it used more than {_mib(job)}: {answer.message}"})
     return answer
 
 

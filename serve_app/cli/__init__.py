@@ -2,15 +2,19 @@
 
 import typer
 
-from serve_app.cli import lifecycle
+from serve_app.cli import control, lifecycle
 from serve_app.cli.bundle import bundle_app
+from serve_app.cli.status import status
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="A model server on Ray Serve.", pretty_exceptions_enable=False
 )
 app.command()(lifecycle.up)
 app.command()(lifecycle.down)
-app.command()(lifecycle.status)
+app.command()(status)
 app.command()(lifecycle.deploy)
 app.command()(lifecycle.env)
+app.command("reload")(control.reload_command)
+app.command()(control.rollback)
+app.command()(control.audit)
 app.add_typer(bundle_app, name="bundle")

@@ -1,4 +1,4 @@
-"""The commands `up`, `down`, `deploy`, `status` and `env`: the server on this machine, from nothing to ready."""
+"""The commands `up`, `down`, `deploy` and `env`: the server on this machine, from nothing to ready."""
 
 import shlex
 import time
@@ -11,7 +11,6 @@ import httpx
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from serve_app.cli import local_cluster, ports, processes
 from serve_app.cli.example_request import curl, write_example_request
@@ -61,7 +60,7 @@ def up(
     """Start Ray on this machine, deploy the config and wait until the server is ready."""
     started = time.monotonic()
     state = StateDir.at(state_dir)
-    with _errors_told():
+    with errors_told():
         document = read_config(config)
         chosen = choose_profile(profile)
         state.prepare()
@@ -80,7 +79,7 @@ def up(
 def down(state_dir: StateDirOption = DEFAULT_STATE_DIR) -> None:
     """Stop all that `up` started, and nothing else. Models, data and the admin token stay."""
     state = StateDir.at(state_dir)
-    with _errors_told():
+    with errors_told():
         if not state.path.is_dir():
             console.print(f"nothing runs: there is no {state_dir}")
             return
@@ -102,31 +101,18 @@ def deploy(
 ) -> None:
     """Deploy a config to the running server, with the same treatment of paths and ports as `up`."""
     state = StateDir.at(state_dir)
-    with _errors_told():
+    with errors_told():
         document = read_config(config)
-        record = _expect_running(state)
+        record = expect_running(state)
         with Phases(console) as phases:
             _deploy(state, record, document, phases, deadline=time.monotonic() + timeout_s)
     console.print(f"deployed {config} at {record.address}")
 
 
-def status(state_dir: StateDirOption = DEFAULT_STATE_DIR) -> None:
-    """Say whether the server runs, with how many replicas, and what it says of its health."""
-    state = StateDir.at(state_dir)
-    with _errors_told():
-        record = _expect_running(state)
-        with ServeApi(record) as api:
-            serve = api.status()
-        health = _get_json(f"{record.address}/health")
-    console.print(f"running at {record.address} (profile {record.profile}, logs in {shown(state.logs)})")
-    console.print(_deployments_table(serve))
-    console.print(_health_table(health) if health else "[red]/health does not answer")
-
-
 def env(state_dir: StateDirOption = DEFAULT_STATE_DIR) -> None:
     """Print what `ray` and `serve` need to talk to the running server: eval "$(serve-app env)"."""
-    with _errors_told():
-        record = _expect_running(StateDir.at(state_dir))
+    with errors_told():
+        record = expect_running(StateDir.at(state_dir))
     for name, value in ray_client_environment(record).items():
         typer.echo(f"export {name}={shlex.quote(value)}")
 
@@ -217,7 +203,12 @@ def _running(state: StateDir) -> RunRecord | None:
     return record if processes.is_complete(processes.find(record.runtime_dir, record.processes)) else None
 
 
-def _expect_running(state: StateDir) -> RunRecord:
+def expect_running(state: StateDir) -> RunRecord:
+    """Return the record of the server that runs.
+
+    Raises:
+        ServeAppError: None does.
+    """
     record = _running(state)
     if record is None:
         raise ServeAppError(f"nothing runs in {shown(state.path)}; `serve-app up` starts it")
@@ -257,49 +248,8 @@ def _tell_what_ended(record: RunRecord, ended: list[processes.ProcessRecord], *,
         error_console.print(f"port {record.port} is held by {ports.holder(record.port)}, which is none of them")
 
 
-def _deployments_table(serve: ServeStatus) -> Table:
-    table = Table("application", "deployment", "status", "replicas", "message", box=None, header_style="bold")
-    for deployment in serve.deployments:
-        others = ", ".join(f"{n} {state}" for state, n in deployment.replicas.items() if state != "RUNNING")
-        counts = f"{deployment.running}/{deployment.target} RUNNING{', ' + others if others else ''}"
-        table.add_row(deployment.application, deployment.name, deployment.status, counts, deployment.message)
-    return table
-
-
-def _health_table(health: Mapping[str, Any]) -> Table:
-    table = Table("health", "", box=None, header_style="bold")
-    for key, value in health_rows(health):
-        table.add_row(key, value)
-    return table
-
-
-def health_rows(health: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Summarise a health body: its plain values, and those of what lies one or two levels below; no lists."""
-    rows = [(key, str(value)) for key, value in health.items() if _is_plain(value)]
-    for key, value in health.items():
-        if isinstance(value, Mapping):
-            parts = {key: value, **{f"{key}.{name}": part for name, part in value.items() if isinstance(part, Mapping)}}
-            summaries = (
-                (name, ", ".join(f"{k}: {v}" for k, v in part.items() if _is_plain(v))) for name, part in parts.items()
-            )
-            rows += [(name, summary) for name, summary in summaries if summary]
-    return rows
-
-
-def _is_plain(value: Any) -> bool:
-    return not isinstance(value, Mapping | list)
-
-
-def _get_json(url: str) -> dict[str, Any] | None:
-    try:
-        body = httpx.get(url, timeout=5.0, trust_env=False).json()
-    except (httpx.HTTPError, ValueError):
-        return None
-    return body if isinstance(body, dict) else None
-
-
 @contextmanager
-def _errors_told() -> Iterator[None]:
+def errors_told() -> Iterator[None]:
     """Turn our errors into one message and exit code 1, and a Ctrl-C into its customary code."""
     try:
         yield

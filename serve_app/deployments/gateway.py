@@ -1,7 +1,6 @@
 """Gateway: takes HTTP, holds the routes, and follows what the model replicas report."""
 
 import asyncio
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -51,7 +50,7 @@ class Gateway:
         self._admin = Admin.of(
             config,
             plane=self._control,
-            tokens=TokenFile(Path(config.state_dir, config.security.token_file), clock=clock),
+            tokens=TokenFile(config.token_file, clock=clock, fixed=config.fixed_tokens),
             meter=self._metrics,
             clock=clock,
         )

@@ -22,6 +22,7 @@ from serve_app.adapters.sources import SOURCES
 from serve_app.config import AppConfig, PoolConfig, ReplicaUserConfig
 from serve_app.deployments.handles import RECONCILER, HandleControlPlane
 from serve_app.domain.errors import ConfigError, UnavailableError, UnknownVersionError
+from serve_app.domain.model_slot import Slot, SlotState
 from serve_app.domain.reload import VersionRef
 from serve_app.domain.status import LinkAddress, ReplicaStatus
 from serve_app.usecases.hold_models import ResidencyLimits, ResidentModels
@@ -62,6 +63,7 @@ class ModelReplica:
                 load_timeout_s=settings.load_timeout_s,
                 grace_s=config.limits.request_timeout_s,
             ),
+            on_load_ended=self._count_load,
         )
         self._wanted = ReplicaUserConfig().manifest_version
         self._last_error: str | None = None
@@ -115,20 +117,21 @@ class ModelReplica:
     async def _load_all(self, refs: Sequence[VersionRef]) -> None:
         for ref in refs:
             try:
-                facts = await self._models.prepare(ref.version, ref.digest)
+                await self._models.prepare(ref.version, ref.digest)
             except Exception as error:
                 self._last_error = f"{ref.version}: {error}"
-                self._metrics.observe_load(succeeded=False, seconds=0.0)
                 log.error("model not loaded", version=ref.version, reason=str(error))
             else:
                 self._last_error = None
-                self._metrics.observe_load(succeeded=True, seconds=facts.load_seconds)
-        self._metrics.set_resident_bytes(sum(facts.artifact_bytes for facts in self._models.facts()))
 
     async def _let_go(self, refs: tuple[VersionRef, ...]) -> None:
         await asyncio.to_thread(self._last_known.write, HeldVersions(refs=refs))
         await self._models.release()
-        self._metrics.set_resident_bytes(sum(facts.artifact_bytes for facts in self._models.facts()))
+
+    def _count_load(self, slot: Slot) -> None:
+        self._metrics.observe_load(succeeded=slot.state is SlotState.READY, seconds=sum(slot.stage_seconds.values()))
+        for stage, seconds in slot.stage_seconds.items():
+            self._metrics.observe_stage(stage, seconds)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -175,6 +178,10 @@ class ModelReplica:
 
     async def metrics(self) -> tuple[str, list[MetricSnapshot]]:
         """Return the name of this replica and its metrics."""
+        facts = self._models.facts()
+        self._metrics.set_resident_versions(len(facts))
+        self._metrics.set_resident_bytes(sum(version.artifact_bytes for version in facts))
+        self._metrics.count_cache(self._models.counts())
         return self._id, snapshot(self._metrics.registry)
 
     async def __del__(self) -> None:

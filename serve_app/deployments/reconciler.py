@@ -37,7 +37,7 @@ class Reconciler:
         self._id = context.replica_id.unique_id
         set_up_logging(config.logging.level, deployment=context.deployment, replica=self._id)
         self._tick_s = config.reconciler.tick_s
-        self._metrics = ReloadMetrics()
+        self._metrics = ReloadMetrics(config.families)
         clock = SystemClock()
         fleet, gateways = HandleFleet(pools, context.app_name), HandleGateways(context.app_name)
         self._trial = SubprocessTrial({name: _trial_settings(config, name) for name in config.families})

@@ -122,7 +122,7 @@ def parse_tokens(raw: bytes) -> TokenSet:
 
 def _token(words: Sequence[str], *, is_only: bool) -> Token:
     if len(words) == 1 and is_only:
-        return Token(BARE_NAME, scopes_of(*Scope), _digest(words[0]))
+        return Token(BARE_NAME, scopes_of(*Scope), token_digest(words[0]))
     if len(words) != 3:
         raise ValueError(f"expected 'name scope[,scope] token', found {len(words)} words")
     name, listed, secret = words
@@ -131,10 +131,15 @@ def _token(words: Sequence[str], *, is_only: bool) -> Token:
     unknown = [part for part in listed.split(",") if part not in set(Scope)]
     if unknown:
         raise ValueError(f"expected scopes among {', '.join(Scope)}, found another second word")
-    return Token(name, scopes_of(*(Scope(part) for part in listed.split(","))), _digest(secret))
+    return Token(name, scopes_of(*(Scope(part) for part in listed.split(","))), token_digest(secret))
 
 
-def _digest(secret: str) -> bytes:
+def token_digest(secret: str) -> bytes:
+    """Return the sha256 by which a token is known; the token itself or `sha256:` and its digits are understood.
+
+    Raises:
+        ValueError: It can be no token. The message does not tell it.
+    """
     if hashed := _SHA256.fullmatch(secret):
         return bytes.fromhex(hashed[1])
     if secret.startswith("sha256:"):

@@ -76,6 +76,7 @@ def _family_body(router: RequestRouter, family: str) -> dict[str, Any]:
     return {
         "ready": target is not None,
         "model_version": target.version if target else None,
+        "generation": target.generation if target else None,
         "last_error": router.last_error(family),
         "replicas": [
             {
@@ -84,6 +85,7 @@ def _family_body(router: RequestRouter, family: str) -> dict[str, Any]:
                 "wanted": status.wanted,
                 "loaded": [loaded.version for loaded in status.versions],
                 "loading": status.loading,
+                "failed": status.failed,
                 "last_error": status.last_error,
             }
             for status in router.statuses(family)

@@ -86,6 +86,7 @@ class ResidentModels:
         limits: See `ResidencyLimits`.
         beside_serving: Entered in the thread around each load, so that it yields to predictions.
         give_back_memory: Called in a thread after each load and each eviction.
+        on_load_ended: Called with the slot of each load that has ended, well or not.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class ResidentModels:
         limits: ResidencyLimits,
         beside_serving: Callable[[], AbstractContextManager[None]] = nullcontext,
         give_back_memory: Callable[[], None] = lambda: None,
+        on_load_ended: Callable[[Slot], None] = lambda _: None,
     ) -> None:
         self._load_model = partial(load_model, source, policy=policy, loaders=loaders, clock=clock)
         self._clock = clock
@@ -105,6 +107,7 @@ class ResidentModels:
         self._limits = limits
         self._beside_serving = beside_serving
         self._give_back_memory = give_back_memory
+        self._on_load_ended = on_load_ended
         self._place = asyncio.Lock()
         self._held: dict[str, _Held] = {}
         self._slots: dict[str, Slot] = {}
@@ -319,6 +322,7 @@ class ResidentModels:
         self._held[load.version] = _Held(outcome, now_s)
         self._move(load.version, SlotState.READY, now_s, digest=facts.digest)
         load.result.set_result(facts)
+        self._on_load_ended(self._slots[load.version])
 
     def _fail(self, load: _Load, error: ServeAppError) -> None:
         self._close(load)
@@ -327,6 +331,7 @@ class ResidentModels:
         if load.digest is not None and not isinstance(error, LoadCancelledError):
             self._note_failure(load.digest, reason)
         load.result.set_exception(error)
+        self._on_load_ended(self._slots[load.version])
 
     def _close(self, load: _Load) -> None:
         load.is_over = True

@@ -147,7 +147,11 @@ class RequestRouter:
         changed = []
         for family, route in table.routes.items():
             present = self._targets.get(family)
-            if family not in self._families or (present is not None and present.version == route.version):
+            if family not in self._families:
+                continue
+            if present is not None and present.version == route.version:
+                if present.generation != table.generation:
+                    self._targets[family] = replace(present, generation=table.generation)
                 continue
             known = self._by_version.get((family, route.version))
             if known is not None:

@@ -23,7 +23,10 @@ START_WITHIN_S = 120.0
 STOP_WITHIN_S = 20.0
 POLL_S = 0.1
 
-NO_TELEMETRY = {
+PEER_VARIABLES = {
+    # Despite its name this is what lets a Ray of one machine stay on 127.0.0.1.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # Nothing is reported to anybody.
     "RAY_USAGE_STATS_ENABLED": "0",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "BENTOML_DO_NOT_TRACK": "True",
@@ -109,7 +112,7 @@ def _peer_environment() -> dict[str, str]:
         for name, value in os.environ.items()
         if not name.startswith(("RAY_", "PYTHON")) and name != "VIRTUAL_ENV"
     }
-    return {**inherited, **NO_TELEMETRY}
+    return {**inherited, **PEER_VARIABLES}
 
 
 def _wait_until_ready(url: str, *, has_ended: Callable[[], bool]) -> None:

@@ -33,6 +33,7 @@ class FakeFleet:
         self.refuses: dict[str, str] = {}
         self.hangs: set[str] = set()
         self.pin = "current"
+        self.late_pins: dict[int, str] = {}  # of replicas that Serve has not passed `pin` on to yet
         self.n_unreachable = 0
         self.log: list[str] = []
 
@@ -48,7 +49,7 @@ class FakeFleet:
                 replica_id=f"r{i}",
                 family=family,
                 pool="cpu",
-                wanted=self.pin,
+                wanted=self.late_pins.get(i, self.pin),
                 versions=tuple(loaded(ref) for ref in self.held[i].values()),
                 failed=self.failed[i],
             )

@@ -37,6 +37,15 @@ class Server:
     def predict(self, family: str, instances: Any, **headers: str) -> httpx.Response:
         return self.http.post(f"/predict/{family}", json={"instances": instances}, headers=headers)
 
+    def deploy(self, *deployments: dict[str, Any]) -> None:
+        """Deploy the server's config with these settings of single deployments; without any, as it was at first."""
+        document = yaml.safe_load(self.instance.config.read_text())
+        document["applications"][0]["deployments"] = list(deployments)
+        changed = self.instance.config.with_name("changed.yaml")
+        changed.write_text(yaml.safe_dump(document))
+        deployed = self.instance.run("deploy", str(changed))
+        assert deployed.returncode == 0, deployed.stdout + deployed.stderr
+
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
@@ -47,6 +56,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     document = yaml.safe_load((REPOSITORY / "configs" / "bench.yaml").read_text())
     iris = document["applications"][0]["args"]["families"]["iris"]
     iris["trial"] = {"timeout_s": 10, "memory_bytes": 256 << 20}
+    iris["reload"] = {"interval_s": 1.0}
     config = directory / "config.yaml"
     config.write_text(yaml.safe_dump(document))
     (port,) = choose_free(1)

@@ -1,20 +1,17 @@
 """Changes of version on the whole server, under traffic whose every answer is checked."""
 
-import json
 import time
-from collections.abc import Sequence
-from itertools import pairwise
 
 import pytest
 
 from tests.bad_bundles import Kind, write_iris
-from tests.integration.conftest import IRIS_ROW, Server
+from tests.integration import iris
+from tests.integration.conftest import Server
 from tests.integration.instance import await_that
-from tests.traffic import Answer, Traffic
+from tests.integration.iris import current, never_goes_back, reload
 
 pytestmark = pytest.mark.ray
 
-BODY = json.dumps({"instances": [IRIS_ROW]}).encode()
 BAD = (
     Kind.RAISING,
     Kind.CORRUPT,
@@ -27,31 +24,9 @@ BAD = (
 )
 
 
-def reload(server: Server, version: str | None = None, **query: str) -> dict[str, object]:
-    params = {"family": "iris", **query}
-    if version is not None:
-        write = server.models / "iris" / version
-        params["model_path"] = str(write.relative_to(server.models.parent))
-    answer = server.http.post("/admin/reload-model", params=params, headers=server.admin)
-    body: dict[str, object] = answer.json()
-    return body
-
-
-def current(server: Server) -> str:
-    return str(server.http.get("/models/current", params={"family": "iris"}).json()["version"])
-
-
-def never_goes_back(answers: Sequence[Answer]) -> bool:
-    """True when no connection saw a generation lower than one it had seen before."""
-    by_connection: dict[int, list[int]] = {}
-    for answer in answers:
-        by_connection.setdefault(answer.connection, []).append(answer.generation)
-    return all(before <= after for seen in by_connection.values() for before, after in pairwise(seen))
-
-
 def test_good_bad_and_slow_bundles_under_traffic_fail_no_request(server: Server) -> None:
     root = server.models / "iris"
-    with Traffic.started(f"{server.instance.address}/predict/iris", BODY, connections=8) as traffic:
+    with iris.traffic(server, connections=8) as traffic:
         write_iris(root, "good-1")
         assert reload(server, "good-1")["success"] is True
         assert current(server) == "good-1"
@@ -72,7 +47,7 @@ def test_good_bad_and_slow_bundles_under_traffic_fail_no_request(server: Server)
 
 def test_the_first_answer_by_a_new_version_comes_within_seconds(server: Server) -> None:
     write_iris(server.models / "iris", "quick-1")
-    with Traffic.started(f"{server.instance.address}/predict/iris", BODY, connections=1, rate=50) as traffic:
+    with iris.traffic(server, connections=1, rate=50) as traffic:
         called_s = time.monotonic()
         assert reload(server, "quick-1")["success"] is True
         await_that(lambda: current(server) == "quick-1", timeout_s=5)

@@ -14,6 +14,7 @@ from serve_app.adapters.prometheus_metrics import (
     snapshot,
 )
 from serve_app.domain.reload import Outcome, Phase
+from serve_app.usecases.hold_models import Counts
 
 
 def gateway(*statuses: int, seconds: float = 0.003, version: str = "v1") -> list[MetricSnapshot]:
@@ -138,3 +139,50 @@ def test_labels_in_another_order_are_the_same_series() -> None:
 
 def test_merge_of_nothing_is_empty() -> None:
     assert exposition([]) == b""
+
+
+def replica_metrics() -> ReplicaMetrics:
+    """Return the metrics of a replica that has seen everything that a replica counts."""
+    metrics = ReplicaMetrics("forecaster", "cpu")
+    for stage, seconds in (("fetching", 0.002), ("loading", 3.0)):
+        metrics.observe_stage(stage, seconds)
+    metrics.observe_load(succeeded=True, seconds=3.002)
+    metrics.set_resident_bytes(10)
+    metrics.set_resident_versions(2)
+    metrics.count_cache(Counts(hits=5, misses=1, evictions=0))
+    return metrics
+
+
+def test_cache_counters_follow_the_counts_of_each_replica_and_add_up() -> None:
+    first, second = replica_metrics(), replica_metrics()
+    first.count_cache(Counts(hits=7, misses=1, evictions=2))
+    first.count_cache(Counts(hits=7, misses=1, evictions=2))
+    found = samples([("r1", snapshot(first.registry)), ("r2", snapshot(second.registry))])
+    counted = {name: value(found, f"serve_app_cache_{name}_total") for name in ("hits", "misses", "evictions")}
+    assert counted == {"hits": 12, "misses": 2, "evictions": 2}
+
+
+def test_stages_of_loads_are_told_apart() -> None:
+    found = samples([("r1", snapshot(replica_metrics().registry))])
+    name = "serve_app_model_load_stage_seconds"
+    assert value(found, f"{name}_sum", stage="fetching", family="forecaster", pool="cpu") == pytest.approx(0.002)
+    assert [value(found, f"{name}_bucket", stage="loading", le=le) for le in ("2.5", "5.0")] == [0, 1]
+    assert value(found, "serve_app_resident_versions", replica="r1") == 2
+
+
+@pytest.mark.parametrize("name", ["model_version", "cache_hits", "model_update_errors"])
+def test_names_that_operators_search_for_stand_in_lines_with_values(name: str) -> None:
+    gateway_metrics = GatewayMetrics()
+    gateway_metrics.set_route(1, "forecaster", "v1", "cpu", "aa")
+    registries = (gateway_metrics.registry, ReplicaMetrics("forecaster", "cpu").registry, ReloadMetrics(["a"]).registry)
+    text = exposition([(f"p{i}", snapshot(registry)) for i, registry in enumerate(registries)]).decode()
+    assert [line for line in text.splitlines() if name in line and not line.startswith("#")]
+
+
+def test_new_metrics_of_a_replica_have_help_and_come_once() -> None:
+    text = exposition([("r1", snapshot(replica_metrics().registry)), ("r2", snapshot(replica_metrics().registry))])
+    families = list(text_string_to_metric_families(text.decode()))
+    assert text.count(b"# TYPE ") == text.count(b"# HELP ") == len({family.name for family in families})
+    assert all(family.documentation.endswith(".") for family in families)
+    series = [(s.name, tuple(sorted(s.labels.items()))) for family in families for s in family.samples]
+    assert len(series) == len(set(series))

@@ -6,7 +6,7 @@ import pytest
 import structlog
 
 from serve_app.adapters.token_file import CHECK_INTERVAL_S, MAX_BYTES, TokenFile
-from serve_app.domain.access import TokenSet
+from serve_app.domain.access import TokenSet, parse_tokens
 from tests.fakes.clock import FakeClock
 
 FIRST = "first-token-0123456789"
@@ -147,3 +147,28 @@ def test_reader_that_hangs_holds_up_nobody_else(tmp_path: Path) -> None:
     hung.join(timeout=10)
     assert not hung.is_alive()
     assert file.knows(SECOND)
+
+
+FIXED = parse_tokens(b"reload-token reload from-elsewhere-0123456789\n")
+
+
+def test_fixed_token_holds_whatever_the_file_says(tmp_path: Path) -> None:
+    file = Following(tmp_path, text=None)
+    file.tokens = TokenFile(file.path, clock=file.clock, fixed=FIXED)
+    for text in (None, FIRST, "wrong\x00", SECOND):
+        if text is not None:
+            file.path.write_text(text)
+        file.later()
+        found = file.tokens.current().find("from-elsewhere-0123456789")
+        assert found is not None
+        assert found.name == "reload-token"
+    assert file.knows(SECOND)
+    assert not file.knows(FIRST)
+
+
+def test_token_in_the_file_and_fixed_has_the_scopes_of_the_file(tmp_path: Path) -> None:
+    file = Following(tmp_path, text="ops rollout from-elsewhere-0123456789\n")
+    tokens = TokenFile(file.path, clock=file.clock, fixed=FIXED).current()
+    found = tokens.find("from-elsewhere-0123456789")
+    assert found is not None
+    assert found.name == "ops"

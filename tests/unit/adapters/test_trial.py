@@ -88,6 +88,22 @@ async def test_two_families_are_tried_at_once_and_one_family_in_turn(tmp_path: P
     assert children() == []
 
 
+async def test_temporary_files_go_with_the_job_and_the_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_iris(tmp_path / "root", "v7", Kind.RAISING)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    trial = SubprocessTrial({"iris": settings(tmp_path / "root")})
+    await trial.warm()
+    (directory,) = temporary.iterdir()
+    before = sorted(directory.rglob("*"))
+    with pytest.raises(TrialError, match="this model raises"):
+        await trial.run("iris", "v7", LIMITS)
+    assert sorted(directory.rglob("*")) == before
+    await trial.close()
+    assert list(temporary.iterdir()) == []
+
+
 async def test_worker_that_cannot_start_blames_no_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_iris(tmp_path, "v8")
     trial = SubprocessTrial({"iris": settings(tmp_path)})

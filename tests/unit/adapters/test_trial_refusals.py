@@ -33,7 +33,7 @@ WRONG: dict[Kind, tuple[TrialLimits, str]] = {
     Kind.SEGFAULTING: (LIMITS, "the process was killed by SIGSEGV"),
     Kind.ABORTING: (LIMITS, "the process was killed by SIGABRT"),
     Kind.HUNGRY: (LIMITS, "it used more than 300 MiB"),
-    Kind.HUNGRY_AT_ONCE: (LIMITS, r"MemoryError: +\(the limit is 300 MiB\)"),
+    Kind.HUNGRY_AT_ONCE: (LIMITS, "it used more than 300 MiB: (?s:.*)MemoryError"),
     Kind.HUNGRY_CHILD: (LIMITS, "it used more than 300 MiB"),
     Kind.FORKING: (LIMITS, "it started more than 64 processes"),
     Kind.CHATTY: (LIMITS, "RuntimeError: enough"),

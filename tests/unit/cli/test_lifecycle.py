@@ -6,7 +6,6 @@ import pytest
 from typer.testing import CliRunner
 
 from serve_app.cli import app
-from serve_app.cli.lifecycle import health_rows
 from serve_app.cli.state_dir import StateDir
 
 LOCAL = Path(__file__).parents[3] / "configs" / "local.yaml"
@@ -57,17 +56,3 @@ def test_a_second_command_at_the_same_time_is_refused(cli: CliRunner, tmp_path: 
         result = cli.invoke(app, ["down", "--state-dir", str(tmp_path)])
     assert result.exit_code == 1
     assert "at work" in result.output
-
-
-def test_health_is_summarised_without_its_long_parts() -> None:
-    health = {
-        "status": "ok",
-        "details": {"metrics": {"held_out": {"mae": 1.5}}},
-        "families": {"forecaster": {"ready": True, "last_error": None, "replicas": [{"replica": "a"}]}},
-        "limits": {"rows": 5},
-    }
-    assert health_rows(health) == [
-        ("status", "ok"),
-        ("families.forecaster", "ready: True, last_error: None"),
-        ("limits", "rows: 5"),
-    ]

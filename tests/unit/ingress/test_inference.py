@@ -495,7 +495,7 @@ def test_whatever_comes_is_answered_and_never_by_500() -> None:
     with asyncio.Runner() as runner, structlog.testing.capture_logs():
         server = runner.run(make())
 
-        @settings(max_examples=150, deadline=None)
+        @settings(max_examples=100, deadline=None)
         @given(
             st.binary(max_size=100) | documents | mutated,
             st.lists(st.tuples(header_names, header_values), max_size=5),

@@ -298,7 +298,7 @@ class ErraticClient:
                 done(rows * 2)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_every_future_is_resolved_once_with_the_rows_of_its_own_request(data: st.DataObject) -> None:
     requests = data.draw(

@@ -259,6 +259,39 @@ async def test_a_pin_is_followed_at_once_and_wins_over_calls(world: World) -> No
     assert (await reload(control)).outcome is Outcome.UNCHANGED
 
 
+@pytest.mark.parametrize("to", [None, "v1"])
+async def test_a_pin_wins_over_a_rollback(world: World, to: str | None) -> None:
+    control = await world.reconciler()
+    await settled(control)
+    world.publish("v2")
+    world.fleet.pin = "v2"
+    await settled(control)
+    with pytest.raises(PinnedError, match="v2"):
+        await control.rollback(FAMILY, to=to, actor="ann", wait_s=5.0)
+    assert active(control) == "v2"
+
+
+async def test_while_replicas_learn_of_a_new_pin_nothing_else_is_followed(world: World) -> None:
+    """The source calls v9 current all the time: it must not be served in between."""
+    world.fleet.pin = "v1"
+    control = await world.reconciler()
+    await settled(control)
+    world.publish("v2")
+    world.publish("v9")
+    world.fleet.pin, world.fleet.late_pins = "v2", {1: "v1"}
+    for _ in range(2):
+        world.clock.advance(31)
+        await settled(control)
+    assert active(control) == "v1"
+    restarted = await world.reconciler()
+    await settled(restarted)
+    assert active(restarted) == "v1"
+    world.fleet.late_pins = {}
+    await settled(restarted)
+    assert active(restarted) == "v2"
+    assert world.trial.tried == ["v1", "v2"]
+
+
 async def test_a_rollback_is_one_commit_and_polling_does_not_undo_it(world: World) -> None:
     control = await world.reconciler()
     await settled(control)

@@ -64,8 +64,8 @@ def main() -> None:
     ray_directory = tempfile.mkdtemp(prefix="bench-ray-")
     signals = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    # address="local" keeps it from joining a Ray that already runs on this machine.
-    ray.init(address="local", _temp_dir=ray_directory)
+    # address="local" keeps it from joining a Ray that already runs on this machine; its own ports stay on loopback.
+    ray.init(address="local", _temp_dir=ray_directory, _node_ip_address="127.0.0.1")
     serve.start(http_options={"host": "127.0.0.1", "port": options.port})
     # The types of `serve.deployment` hide that it makes a Deployment of a class.
     forest = Forest.bind(str(options.model))  # type: ignore[attr-defined, unused-ignore]

@@ -47,12 +47,14 @@ def well_formed(array: NDArray[Any]) -> bool:
         return False
 
 
+@settings(max_examples=50)
 @given(numeric.flatmap(lambda dtype: hnp.arrays(dtype, shapes)))
 def test_numbers_come_back_bit_for_bit(array: NDArray[Any]) -> None:
     back = unpack_array(memoryview(pack_array(array)))
     assert (back.dtype, back.shape, back.tobytes()) == (array.dtype, array.shape, array.tobytes())
 
 
+@settings(max_examples=50)
 @given(as_json.flatmap(lambda dtype: hnp.arrays(dtype, shapes)).filter(well_formed))
 def test_labels_and_other_numbers_come_back_as_python_values(array: NDArray[Any]) -> None:
     back = unpack_array(memoryview(pack_array(array)))
@@ -75,6 +77,7 @@ def test_value_that_json_cannot_say_is_refused_by_the_sender() -> None:
         pack_array(np.array([b"\xff"], dtype=object))
 
 
+@settings(max_examples=50)
 @given(st.text(max_size=60), hnp.arrays(np.float64, hnp.array_shapes(min_dims=2, max_dims=2)))
 def test_prediction_call_comes_back(version: str, rows: NDArray[np.float64]) -> None:
     if len(version.encode("utf-8", "replace")) > 255:
@@ -84,6 +87,7 @@ def test_prediction_call_comes_back(version: str, rows: NDArray[np.float64]) -> 
     assert (call_id, kind, name, back.tobytes(), back.shape) == (7, Kind.PREDICT, version, rows.tobytes(), rows.shape)
 
 
+@settings(max_examples=50)
 @given(valid_frames, st.data())
 def test_any_cut_of_the_stream_gives_the_same_frames(frames: Frames, data: st.DataObject) -> None:
     stream = b"".join(frame(call_id, Kind(kind), body) for call_id, kind, body in frames)
@@ -112,7 +116,7 @@ def test_frames_before_an_impossible_one_are_still_read() -> None:
         next(frames)
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(st.lists(st.binary(max_size=40), max_size=5))
 def test_garbage_in_the_stream_raises_nothing_but_link_errors(pieces: list[bytes]) -> None:
     reader = FrameReader(1 << 10)
@@ -134,7 +138,7 @@ json_bodies = st.recursive(
 ).map(orjson.dumps)
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(st.binary(max_size=80) | st.tuples(header, st.binary(max_size=40) | json_bodies).map(b"".join))
 def test_garbage_for_an_array_raises_nothing_but_link_errors(body: bytes) -> None:
     for unpack in (unpack_array, unpack_predict):

@@ -1,0 +1,181 @@
+"""A client of a running server's admin routes, and the token that it shows there."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import httpx
+from pydantic import ValidationError
+
+from serve_app.domain.access import Scope, TokenFileError, parse_tokens
+from serve_app.domain.errors import ServeAppError
+from serve_app.domain.reload import AuditEntry, Operation, Outcome
+
+CONNECT_TIMEOUT_S: Final = 5.0
+ANSWER_TIMEOUT_S: Final = 15.0
+"""How long an answer may take beyond the time that the server itself was asked to wait."""
+_SHOWN: Final = 500
+
+
+class AdminApiError(ServeAppError):
+    """The server cannot be asked, or refuses."""
+
+
+class AdminApi:
+    """A client; a context manager. `token` is None where the admin routes are open."""
+
+    def __init__(self, address: str, token: str | None, *, trust_env: bool = False) -> None:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        try:
+            self._http = httpx.Client(base_url=address, headers=headers, trust_env=trust_env)
+        except httpx.InvalidURL as error:
+            raise AdminApiError(f"{address!r} is no address of a server: {error}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.close()
+
+    def reload(self, family: str | None, *, version: str | None, force: bool, wait_s: float) -> Operation:
+        """Ask for what the source calls current, or for one version, and wait for the end.
+
+        Raises:
+            AdminApiError: The server refuses or does not answer.
+        """
+        if version is None:
+            return self._change("/models/reload", wait_s, family=family, force=force or None)
+        return self._change("/admin/reload-model", wait_s, family=family, model_path=version, force=force or None)
+
+    def rollback(self, family: str | None, *, to: str | None, wait_s: float) -> Operation:
+        """Ask for the last good version, or another, and wait for the end.
+
+        Raises:
+            AdminApiError: The server refuses or does not answer.
+        """
+        return self._change("/admin/rollback", wait_s, family=family, to=to)
+
+    def audit(self, family: str | None, *, limit: int) -> list[AuditEntry]:
+        """Return what was changed, newest first.
+
+        Raises:
+            AdminApiError: The server refuses or does not answer.
+        """
+        answer = self._call("GET", "/admin/audit", family=family, limit=limit)
+        if answer.is_error:
+            raise _refusal(answer)
+        try:
+            return [AuditEntry.model_validate(entry) for entry in _body(answer)["entries"]]
+        except (KeyError, TypeError, ValidationError) as error:
+            raise _strange(answer) from error
+
+    def _change(self, path: str, wait_s: float, **params: str | bool | None) -> Operation:
+        """Ask for a change. The routes answer each in its own words, so how it went is read from its operation."""
+        answer = self._call("POST", path, wait_s=wait_s, timeout_s=wait_s, **params)
+        operation_id = answer.headers.get("x-operation-id")
+        if operation_id is None:
+            if answer.is_error:
+                raise _refusal(answer, self._remembered(answer, params))
+            return _nothing_done(answer, str(params.get("family") or ""))
+        told = self._call("GET", f"/admin/operations/{operation_id}")
+        if told.is_error:
+            raise _refusal(told)
+        try:
+            return Operation.model_validate_json(told.content)
+        except ValidationError as error:
+            raise _strange(told) from error
+
+    def _remembered(self, answer: httpx.Response, params: Mapping[str, Any]) -> str:
+        """Return why the version was refused earlier, which the answer to a new try of the same bundle leaves out."""
+        if not _is_json(answer) or "detail" in _body(answer):
+            return ""
+        listed = self._call("GET", "/admin/versions", family=params.get("family"))
+        found = _body(listed).get("versions", ()) if listed.is_success else ()
+        reasons = (known.get("failed_reason") for known in found if known.get("version") == params.get("model_path"))
+        reason = next(reasons, None)
+        return f": {reason} (this very bundle was refused before; --force tries it again)" if reason else ""
+
+    def _call(
+        self, method: str, path: str, *, wait_s: float = 0.0, **params: str | float | bool | None
+    ) -> httpx.Response:
+        timeout = httpx.Timeout(ANSWER_TIMEOUT_S + wait_s, connect=CONNECT_TIMEOUT_S)
+        sent = {name: value for name, value in params.items() if value is not None}
+        try:
+            return self._http.request(method, path, params=sent, timeout=timeout)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise AdminApiError(
+                f"the server at {self._http.base_url} does not answer: {error or type(error).__name__}"
+            ) from error
+
+
+def read_token(path: Path) -> str:
+    """Return the first token in a token file that may reload, as it is sent.
+
+    Raises:
+        AdminApiError: There is none that can be sent.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise AdminApiError(f"the token file {path} cannot be read: {error.strerror}") from error
+    try:
+        tokens = parse_tokens(raw).tokens
+    except TokenFileError as error:
+        raise AdminApiError(f"the token file {path} cannot be used: {error}") from error
+    lines = (line.split() for line in raw.decode("utf-8-sig").splitlines())
+    secrets = [words[-1] for words in lines if words and not words[0].startswith("#")]
+    for token, secret in zip(tokens, secrets, strict=True):
+        if token.allows(Scope.RELOAD) and not secret.startswith("sha256:"):
+            return secret
+    raise AdminApiError(f"the token file {path} has no token with the scope 'reload' that is written out")
+
+
+def _nothing_done(answer: httpx.Response, family: str) -> Operation:
+    """Read the answer to a call that started nothing, for that version answers already."""
+    body = _body(answer)
+    version = body.get("model_version") or body.get("to_version")
+    return Operation(
+        operation_id="", family=body.get("family") or family, outcome=Outcome.UNCHANGED,
+        from_version=version, to_version=version,
+    )  # fmt: skip
+
+
+def _refusal(answer: httpx.Response, reason: str = "") -> AdminApiError:
+    if _is_json(answer):
+        body = _body(answer)
+        detail = body.get("detail") or body.get("error")
+    else:
+        detail = answer.text.strip()[:_SHOWN]
+    match answer.status_code:
+        case 401 if "authorization" not in answer.request.headers:
+            return AdminApiError("the server wants an admin token; name the file that holds it with --token-file")
+        case 401:
+            return AdminApiError(f"the server does not know this token: {detail}")
+        case 403:
+            return AdminApiError(f"this token may not do that: {detail}")
+        case status:
+            return AdminApiError(f"the server answers {status}: {detail or 'no reason given'}{reason}")
+
+
+def _is_json(answer: httpx.Response) -> bool:
+    return str(answer.headers.get("content-type", "")).startswith("application/json")
+
+
+def _body(answer: httpx.Response) -> Mapping[str, Any]:
+    try:
+        body = answer.json()
+    except ValueError as error:
+        raise _strange(answer) from error
+    if not isinstance(body, dict):
+        raise _strange(answer)
+    return body
+
+
+def _strange(answer: httpx.Response) -> AdminApiError:
+    return AdminApiError(
+        f"{answer.request.url.path} answers {answer.status_code} with something else than expected: "
+        f"{answer.text.strip()[:_SHOWN]}"
+    )
