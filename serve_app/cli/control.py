@@ -20,7 +20,7 @@ FamilyOption = Annotated[str | None, typer.Option("--family", help="Default: the
 UrlOption = Annotated[str | None, typer.Option("--url", help="Address of the server; default: the one that runs here.")]
 TokenFileOption = Annotated[
     Path | None,
-    typer.Option("--token-file", help="File of the admin token; default, without --url: that of the state dir."),
+    typer.Option("--token-file", help="File of the admin token; without --url that of the state dir."),
 ]
 WaitOption = Annotated[float, typer.Option("--timeout-s", min=0, help="Seconds to wait for the end of the change.")]
 

@@ -14,6 +14,7 @@ from ray import serve
 
 from serve_app.adapters.clock import SystemClock
 from serve_app.adapters.last_known import LastKnown
+from serve_app.adapters.link.frames import FRAME_SLACK_BYTES
 from serve_app.adapters.link.link_server import LinkServer
 from serve_app.adapters.loaders import LOADERS
 from serve_app.adapters.log_setup import set_up_logging
@@ -28,7 +29,6 @@ from serve_app.domain.status import LinkAddress, ReplicaStatus
 from serve_app.usecases.hold_models import ResidencyLimits, ResidentModels
 from serve_app.usecases.load_model import LoadedModel, LoadPolicy
 
-FRAME_SLACK_BYTES = 1 << 20
 log = structlog.get_logger(__name__)
 
 

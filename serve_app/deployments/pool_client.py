@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 from ray.exceptions import RayTaskError
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.adapters.link.frames import LinkError
+from serve_app.adapters.link.frames import FRAME_SLACK_BYTES, LinkError
 from serve_app.adapters.link.link_client import LinkClient
-from serve_app.deployments.model_replica import FRAME_SLACK_BYTES
 from serve_app.domain.errors import PredictionError, UnavailableError, UnknownVersionError
 from serve_app.domain.status import ReplicaStatus
 from serve_app.usecases.ports import Done

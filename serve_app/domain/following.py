@@ -39,16 +39,17 @@ class FollowRule:
 
 
 def pin_of(statuses: Sequence[ReplicaStatus]) -> str | None:
-    """Return the version that `user_config` pins, or None when it says `"current"`.
-
-    While Serve is passing on a new `user_config`, replicas disagree for some seconds; then nothing counts as pinned
-    anew, and the wish that all replicas share is taken up at the next look.
-    """
+    """Return the version that `user_config` pins, or None when it says `"current"` or replicas disagree."""
     wishes = {status.wanted for status in statuses}
     if len(wishes) != 1:
         return None
     wish = wishes.pop()
     return None if wish == CURRENT else wish
+
+
+def agree(statuses: Sequence[ReplicaStatus]) -> bool:
+    """True when all replicas have the same wish; for some seconds, while Serve passes on a new one, they have not."""
+    return len({status.wanted for status in statuses}) == 1
 
 
 def asked_interval_s(facts: Mapping[str, Any], rule: FollowRule) -> float:

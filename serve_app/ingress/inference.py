@@ -72,6 +72,7 @@ class Inference:
         self._access_log = access_log
         self._id_prefix = os.urandom(6).hex()
         self._ids = itertools.count(1)
+        self._next_overload_line_s = 0.0
 
     @staticmethod
     def is_hot(scope: Scope) -> bool:
@@ -150,13 +151,23 @@ class Inference:
             family, version, variant = target.family, target.version, target.variant
             headers += _route_headers(target)
         self._meter.observe(family, version, variant, status, seconds)
-        if status >= 500:
+        if status >= 500 and self._is_worth_a_line(error):
             known = isinstance(error, ServeAppError)
             log.error(
                 "request failed", path=path, status=status, reason=str(error), family=family, version=version,
                 request_id=dict(headers)[b"x-request-id"].decode("latin-1"), exc_info=None if known else error,
             )  # fmt: skip
         return status, headers, answer
+
+    def _is_worth_a_line(self, error: Exception) -> bool:
+        """True but for an overload within a second of the last that was logged: its thousand lines say the same."""
+        if not isinstance(error, UnavailableError):
+            return True
+        now_s = time.monotonic()
+        is_due = now_s >= self._next_overload_line_s
+        if is_due:
+            self._next_overload_line_s = now_s + 1.0
+        return is_due
 
     async def _read_body(self, asked: _Asked, receive: Receive) -> bytes:
         limit = self._limits.max_body_bytes

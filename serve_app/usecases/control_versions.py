@@ -23,7 +23,7 @@ from serve_app.domain.errors import (
     UnknownFamilyError,
     UnknownVersionError,
 )
-from serve_app.domain.following import RETRY_DELAYS_S, FollowRule, asked_interval_s, pin_of
+from serve_app.domain.following import RETRY_DELAYS_S, FollowRule, agree, asked_interval_s, pin_of
 from serve_app.domain.reload import (
     AuditEntry,
     Change,
@@ -150,6 +150,7 @@ class VersionControl:
             ref = record.last_good if to is None else await self._find(settings, family, to, record)
             if ref is None:
                 raise UnknownVersionError(family, "last good", [])
+            await self._check_pin(family, ref.version)
             if ref == record.active:
                 return self._unchanged(family, record)
             run = await self._launch(
@@ -209,7 +210,7 @@ class VersionControl:
                 if record.change is not None:
                     if self._clock.monotonic_s() >= self._resume_at_s[family]:
                         self._resume(family, record.change)
-                elif statuses:
+                elif agree(statuses) or (statuses and record.active is None):  # between two pins nothing is followed
                     pin_before, self._pins[family] = self._pins[family], pin_of(statuses)
                     if self._pins[family] != pin_before or self._clock.monotonic_s() >= self._next_look_s[family]:
                         await self._look(family, record, pin_before)

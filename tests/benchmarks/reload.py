@@ -101,7 +101,7 @@ def _measure(directory: Path, effort: Effort, parts: set[str], *, long: bool, ma
             found["series"] = tuple(many_reloads(server, MANY_RELOADS, tell=console.print))
         if "kills" in parts:
             console.print("kill -9, with 2 model replicas and 2 gateways")
-            server.deploy(_config_file(directory, "two", model_replicas=2, gateways=2))
+            server.deploy(_config_file(directory, "two", model_replicas=2, gateways=2, num_cpus=0.1))
             rate = SHARE_FOR_KILLS * driver_per_s
             found["kills"] = tuple(kill_each(server, connections=CONNECTIONS, rate=rate, tell=console.print))
             found["kill_layout"] = "2 model replicas, 2 gateways"

@@ -33,6 +33,8 @@ _DTYPES: Final[dict[int, np.dtype[Any]]] = {
     3: np.dtype("?"),
 }
 _CODES: Final = {dtype: code for code, dtype in _DTYPES.items()}
+FRAME_SLACK_BYTES: Final = 1 << 20
+"""What a frame may be larger than the rows or outputs in it: version, shape, and outputs that travel as JSON."""
 
 
 class Kind(enum.IntEnum):

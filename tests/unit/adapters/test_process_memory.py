@@ -50,7 +50,7 @@ def test_cycles_that_somebody_else_froze_are_collected_too() -> None:
 def test_full_collection_is_paid_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = ProcessMemory()
     gc.freeze()
-    thaws = []
+    thaws: list[None] = []
     unfreeze = gc.unfreeze
     monkeypatch.setattr(gc, "unfreeze", lambda: thaws.append(unfreeze()))
     memory.give_back()

@@ -1,3 +1,5 @@
+import asyncio
+import queue
 import socket
 import threading
 from collections.abc import Iterator
@@ -29,13 +31,19 @@ class Operator:
 
 @pytest.fixture
 def operator(tmp_path: Path) -> Iterator[Operator]:
-    served = Administered()
+    made: queue.SimpleQueue[tuple[Administered, uvicorn.Server]] = queue.SimpleQueue()
+
+    async def serve(listening: socket.socket) -> None:
+        served = Administered()
+        server = uvicorn.Server(uvicorn.Config(served.api, lifespan="off", ws="none", log_config=None))
+        made.put((served, server))
+        await server.serve(sockets=[listening])
+
     # Listening already: connections wait for the server instead of the test for it.
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        settings = uvicorn.Config(served.api, lifespan="off", ws="none", log_config=None)
-        server = uvicorn.Server(settings)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread = threading.Thread(target=asyncio.run, args=(serve(listening),))
         thread.start()
+        served, server = made.get()
         token_file = tmp_path / "token"
         token_file.write_text(RELOAD)
         yield Operator(served, f"http://127.0.0.1:{listening.getsockname()[1]}", token_file)

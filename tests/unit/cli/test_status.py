@@ -13,7 +13,7 @@ def health_of(server: Server, **facts: Any) -> dict[str, Any]:
     return health_body(server.router, frozenset({FAMILY}))
 
 
-def test_families_show_what_answers_since_which_generation() -> None:
+async def test_families_show_what_answers_since_which_generation() -> None:
     server = Server()
     assert family_rows(health_of(server, last_error="v2: wrong digest")) == [
         (FAMILY, "v1", 1, "v2: wrong digest"),
@@ -22,7 +22,7 @@ def test_families_show_what_answers_since_which_generation() -> None:
     assert health_line(health_of(server)) == "health: ok, ready, generation 1"
 
 
-def test_replicas_show_what_they_hold_load_and_refuse() -> None:
+async def test_replicas_show_what_they_hold_load_and_refuse() -> None:
     server = Server({"v1": lambda rows: rows, "v2": lambda rows: rows})
     health = health_of(server, wanted="v1", loading={"v3": "verifying"}, failed={"ab" * 32: "wrong digest"})
     assert replica_rows(health) == [
@@ -31,14 +31,14 @@ def test_replicas_show_what_they_hold_load_and_refuse() -> None:
     ]
 
 
-def test_each_replica_has_a_row() -> None:
+async def test_each_replica_has_a_row() -> None:
     server = Server()
     server.router.observe(FAMILY, "cpu", [report("v1"), report(replica_id="r2")])
     held = {row[1]: (row[3], row[4]) for row in replica_rows(health_body(server.router, frozenset({FAMILY})))}
     assert held == {"r1": ("current", "v1*"), "r2": ("current", ""), "none has reported": ("", "")}
 
 
-def test_many_refused_bundles_are_cut_to_the_newest() -> None:
+async def test_many_refused_bundles_are_cut_to_the_newest() -> None:
     failed = {f"{n:064d}": f"reason {n}" for n in range(5)}
     shown = str(replica_rows(health_of(Server(), failed=failed))[0][-1]).splitlines()
     assert [line.split(": ")[-1] for line in shown] == ["reason 4", "reason 3", "reason 2", "and 2 earlier"]
