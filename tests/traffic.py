@@ -120,7 +120,10 @@ class _Driver:
                 if writer is None or reader is None:
                     reader, writer = await asyncio.open_connection(self.host, self.port)
                 writer.write(self.request)
-                status, version, generation = await self.answer(reader)
+                status, version, generation, keeps_open = await self.answer(reader)
+                if not keeps_open:
+                    writer.close()
+                    reader = writer = None
             except (OSError, asyncio.IncompleteReadError):
                 if writer is not None:
                     writer.close()
@@ -135,12 +138,18 @@ class _Driver:
             writer.close()
 
     @staticmethod
-    async def answer(reader: asyncio.StreamReader) -> tuple[int, str, int]:
+    async def answer(reader: asyncio.StreamReader) -> tuple[int, str, int, bool]:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         first, *lines = head.split("\r\n")
         headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines if line)}
-        await reader.readexactly(int(headers.get("content-length", "0")))
-        return int(first.split(" ")[1]), headers.get("x-model-version", ""), int(headers.get("x-generation", "-1"))
+        if headers.get("transfer-encoding", "").lower() == "chunked":
+            while n_bytes := int((await reader.readline()).split(b";")[0], 16):
+                await reader.readexactly(n_bytes + len(b"\r\n"))
+            await reader.readuntil(b"\r\n")
+        else:
+            await reader.readexactly(int(headers.get("content-length", "0")))
+        version, generation = headers.get("x-model-version", ""), int(headers.get("x-generation", "-1"))
+        return int(first.split(" ")[1]), version, generation, headers.get("connection", "").lower() != "close"
 
 
 def main() -> None:

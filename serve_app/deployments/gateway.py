@@ -122,7 +122,7 @@ class Gateway:
             self._metrics.set_route(target.generation, target.family, target.version, target.pool, digest)
             log.info("route changed", family=target.family, version=target.version, generation=target.generation)
         if is_new:
-            await asyncio.to_thread(self._last_known.write, table)
+            await asyncio.to_thread(self._last_known.write, table.model_copy(update={"troubles": {}}))
         return self._router.generation
 
     async def metrics(self) -> tuple[str, list[MetricSnapshot]]:

@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from ray import serve
 
+from serve_app.adapters.beside_serving import beside_serving
 from serve_app.adapters.clock import SystemClock
 from serve_app.adapters.last_known import LastKnown
 from serve_app.adapters.link.frames import FRAME_SLACK_BYTES
 from serve_app.adapters.link.link_server import LinkServer
 from serve_app.adapters.loaders import LOADERS
 from serve_app.adapters.log_setup import set_up_logging
+from serve_app.adapters.process_memory import ProcessMemory
 from serve_app.adapters.prometheus_metrics import MetricSnapshot, ReplicaMetrics, snapshot
 from serve_app.adapters.sources import SOURCES
 from serve_app.config import AppConfig, PoolConfig, ReplicaUserConfig
@@ -64,9 +66,12 @@ class ModelReplica:
                 grace_s=config.limits.request_timeout_s,
             ),
             on_load_ended=self._count_load,
+            beside_serving=beside_serving,
+            give_back_memory=ProcessMemory().give_back,
         )
         self._wanted = ReplicaUserConfig().manifest_version
         self._last_error: str | None = None
+        self._config_error: str | None = None
         self._load_timeout_s = settings.load_timeout_s
         self._last_known = LastKnown(config.last_known(f"{family}-{pool.name}"))
         self._tasks: set[asyncio.Task[None]] = set()
@@ -83,8 +88,10 @@ class ModelReplica:
         try:
             self._wanted = ReplicaUserConfig.parse(user_config).manifest_version
         except ConfigError as error:
-            self._last_error = f"user_config is refused: {error}"
+            self._config_error = f"user_config is refused, {self._wanted!r} stays the wish: {error}"
             log.error("user_config refused", reason=str(error))
+        else:
+            self._config_error = None
 
     async def _catch_up(self) -> None:
         """Load what is in use before taking traffic: as the Reconciler says, or as it last said while it is away."""
@@ -172,7 +179,7 @@ class ModelReplica:
             versions=tuple(self._models.facts()),
             loading=self._models.loading(),
             failed=self._models.failed(),
-            last_error=self._last_error,
+            last_error=self._config_error or self._last_error,
             link=self._address,
         )
 

@@ -68,9 +68,17 @@ class Reconciler:
             clock=clock,
             meter=self._metrics,
         )
+        self._warming = asyncio.create_task(self._warm_up())
         await self._until_stored()
         self._loops = [asyncio.create_task(self._lead())]
         self._loops += [asyncio.create_task(self._follow(name)) for name in families]
+
+    async def _warm_up(self) -> None:
+        """Have a trial worker ready before the first reload; it takes seconds to import what loaders need."""
+        try:
+            await self._trial.warm()
+        except ServeAppError as error:
+            log.warning("no trial worker yet, the first trial starts one", reason=str(error))
 
     async def _until_stored(self) -> None:
         """Read the store before anything is answered; wait while it cannot be read."""

@@ -177,10 +177,14 @@ class Route(_Document):
 
 
 class RoutingTable(_Document):
-    """What the gateways follow. A table with a lower generation than the one in use is ignored."""
+    """What the gateways follow. A table with a lower generation than the one in use is ignored.
+
+    `troubles` says for a family why it has not what it should follow: the source is away, the candidate was refused.
+    """
 
     generation: int = 0
     routes: dict[str, Route] = {}
+    troubles: dict[str, str] = {}
 
 
 KEPT_FAILURES = 50

@@ -95,13 +95,16 @@ class VersionControl:
         self._pins: dict[str, str | None] = dict.fromkeys(families)
         self._resume_at_s = dict.fromkeys(families, 0.0)
         self._failed_looks = dict.fromkeys(families, 0)
+        self._look_troubles: dict[str, str] = {}
+        self._run_troubles: dict[str, str] = {}
         self._lease_holder: str | None = None
         self._lease_due_s = 0.0
 
     @property
     def table(self) -> RoutingTable:
-        """What gateways are to follow now."""
-        return reload.table_of(self._keeper.state)
+        """What gateways are to follow now, and why some family has not what it should."""
+        troubles = self._run_troubles | self._look_troubles
+        return reload.table_of(self._keeper.state).model_copy(update={"troubles": troubles})
 
     @property
     def leads(self) -> bool:
@@ -146,7 +149,6 @@ class VersionControl:
                 raise UnavailableError(f"another change of {family!r} is under way: {self._runs[family].to.version}")
             self._check_lease()
             record = self._keeper.state.family(family)
-            await self._check_pin(family, to)
             ref = record.last_good if to is None else await self._find(settings, family, to, record)
             if ref is None:
                 raise UnknownVersionError(family, "last good", [])
@@ -230,22 +232,28 @@ class VersionControl:
             self._look_failed(family, record, str(error))
             return
         self._failed_looks[family] = 0
+        self._look_troubles.pop(family, None)
         if ref is None:
             self._look_failed(family, record, "the source has no bundle yet")
         elif reload.is_news(record.model_copy(update={"followed": None}) if pin or pin_before else record, ref):
             actor = "user_config" if pin else "source"
             reason = f"{actor} asks for {ref.version}"
             await self._launch(family, ref, actor=actor, action="reload", reason=reason, follows=pin is None)
-        elif ref.digest in record.failed and record.active is None:
-            self._look_failed(family, record, record.failed[ref.digest].reason)
+        elif ref.digest in record.failed:
+            why = f"{ref.version} was refused: {record.failed[ref.digest].reason}"
+            if record.active is None:
+                self._look_failed(family, record, why)
+            else:
+                self._look_troubles[family] = why
 
     def _look_failed(self, family: str, record: FamilyRecord, why: str) -> None:
         """Look again later: with nothing to serve soon and then ever later, else in the usual interval."""
+        self._look_troubles[family] = why
         tries = self._failed_looks[family]
         self._failed_looks[family] = tries + 1
         delay_s = RETRY_DELAYS_S[min(tries, len(RETRY_DELAYS_S) - 1)]
         if record.active is not None:
-            delay_s = max(delay_s, self._families[family].rule.interval_s)
+            delay_s = self._families[family].rule.interval_s
         self._next_look_s[family] = self._clock.monotonic_s() + delay_s
         log.warning("source not followed", family=family, reason=why, next_try_s=delay_s)
 
@@ -423,6 +431,10 @@ class VersionControl:
                 "generation": self._keeper.state.generation,
             }
         )
+        if outcome is Outcome.FAILED:
+            self._run_troubles[family] = f"{run.to.version} was not taken up: {detail}"
+        else:
+            self._run_troubles.pop(family, None)
         self._ended[run.operation.operation_id] = run.operation
         while len(self._ended) > KEPT_OPERATIONS:
             del self._ended[next(iter(self._ended))]

@@ -109,8 +109,9 @@ class RequestRouter:
         return next(found, None)
 
     def last_error(self, family: str) -> str | None:
-        """Return what last went wrong with loading a version of this family, or None."""
-        return next((status.last_error for status in self.statuses(family) if status.last_error), None)
+        """Return why the family has not what it should follow, or what last went wrong on a replica, or None."""
+        told = self._table.troubles.get(family)
+        return told or next((status.last_error for status in self.statuses(family) if status.last_error), None)
 
     def fallback(self, target: Target) -> Target | None:
         """Return where to go when no replica holds the version of `target` any more: the last good one, if loaded."""

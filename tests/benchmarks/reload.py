@@ -17,20 +17,19 @@ import yaml
 from rich.console import Console
 
 from serve_app.domain.errors import ServeAppError
-from tests.bad_bundles import Kind
 from tests.benchmarks import machine, reload_report, wrk
+from tests.benchmarks.measurements import reason
 from tests.benchmarks.reload_changes import (
-    KINDS,
     QUICK,
     SHARE_OF_PEAK,
     THOROUGH,
     Effort,
+    all_changes,
+    good_ones,
     peak,
-    rollbacks,
     told_of,
-    under_traffic,
 )
-from tests.benchmarks.reload_figures import ReloadRun
+from tests.benchmarks.reload_figures import Change, ReloadRun
 from tests.benchmarks.reload_kills import kill_each
 from tests.benchmarks.reload_peer import measure_peer
 from tests.benchmarks.reload_series import flips, many_reloads
@@ -62,12 +61,16 @@ def main(
     if unknown := parts - set(PARTS):
         raise typer.BadParameter(f"there is no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     effort = QUICK if quick else THOROUGH
+    found: dict[str, Any] = {}
+    problem = ""
     try:
         wrk_version = wrk.version()
-        found = _measure(state_dir.resolve(), effort, parts, long=long, many=many)
-    except (wrk.LoadError, ServerFailedError, ServeAppError) as error:
+        _measure(found, state_dir.resolve(), effort, parts, long=long, many=many)
+    except (wrk.LoadError, ServerFailedError, ServeAppError, OSError) as error:
         console.print(f"error: {error}")
-        raise typer.Exit(code=1) from error
+        problem = reason(error)
+        if "peak" not in found:
+            raise typer.Exit(code=1) from error
     run = ReloadRun(
         started_at=started_at,
         command=_shown_command(),
@@ -76,25 +79,38 @@ def main(
         seconds=round(time.monotonic() - began_s),
         connections=CONNECTIONS,
         share_of_peak=SHARE_OF_PEAK,
+        problem=problem,
         **found,
     )
-    is_whole = not quick and parts == set(PARTS)
+    is_whole = not quick and not problem and parts == set(PARTS)
     json_file, page = reload_report.write(run, None if is_whole else state_dir)
     console.print(f"wrote {page} from {json_file} after {run.seconds:.0f} s")
+    if problem:
+        raise typer.Exit(code=1)
 
 
-def _measure(directory: Path, effort: Effort, parts: set[str], *, long: bool, many: bool) -> dict[str, Any]:
-    found: dict[str, Any] = {"at_share": (), "at_full": (), "small_model": ()}
+def _measure(
+    found: dict[str, Any], directory: Path, effort: Effort, parts: set[str], *, long: bool, many: bool
+) -> None:
+    """Measure the parts one after the other and put each into `found` as soon as it is whole."""
     console.print("this server")
     with our_server(directory / "ours") as server:
         found["peak"] = peak(server, connections=CONNECTIONS, effort=effort)
         driver_per_s = found["peak"].driver_per_s
         console.print(f"  peak: wrk {found['peak'].wrk_per_s}/s, driver {driver_per_s}/s")
         if "changes" in parts:
-            found["at_share"] = _at_share(server, SHARE_OF_PEAK * driver_per_s, effort)
+            rate = SHARE_OF_PEAK * driver_per_s
+            console.print(f"changes at {rate:,.0f} requests/s")
+            found["at_share"] = tuple(
+                all_changes(
+                    server, label="share", connections=CONNECTIONS, rate=rate, effort=effort, tell=console.print
+                )
+            )
         if "full" in parts:
+            console.print("changes at full load")
             found["at_full"] = _at_full(server, effort)
         if "small" in parts:
+            console.print("a good bundle with one connection")
             found["small_model"] = _small_model(server, effort)
         if long:
             console.print(f"{MANY_RELOADS} reloads in a row")
@@ -117,40 +133,16 @@ def _measure(directory: Path, effort: Effort, parts: set[str], *, long: bool, ma
                 directory / "ray", connections=CONNECTIONS, share=SHARE_OF_PEAK, effort=effort, tell=console.print
             )
         )
-    return found
 
 
-def _at_share(server: ReloadServer, rate: float, effort: Effort) -> tuple[Any, ...]:
-    console.print(f"changes at {rate:,.0f} requests/s")
-    changes = []
-    for kind in (*KINDS, None):
-        if kind is None:
-            change = rollbacks(server, connections=CONNECTIONS, rate=rate, effort=effort)
-        else:
-            change = under_traffic(server, kind, label="share", connections=CONNECTIONS, rate=rate, effort=effort)
-        changes.append(change)
-        console.print(told_of(change))
-    return tuple(changes)
-
-
-def _at_full(server: ReloadServer, effort: Effort) -> tuple[Any, ...]:
-    console.print("changes at full load")
+def _at_full(server: ReloadServer, effort: Effort) -> tuple[Change, ...]:
     once = Effort(before_s=1.0, attempts=1, peak_s=effort.peak_s)
-    changes = []
-    for kind in (*KINDS, None):
-        if kind is None:
-            change = rollbacks(server, connections=CONNECTIONS, rate=None, effort=once)
-        else:
-            change = under_traffic(server, kind, label="full", connections=CONNECTIONS, rate=None, effort=once)
-        changes.append(change)
-        console.print(told_of(change))
-    return tuple(changes)
+    return tuple(all_changes(server, label="full", connections=CONNECTIONS, rate=None, effort=once, tell=console.print))
 
 
-def _small_model(server: ReloadServer, effort: Effort) -> tuple[Any, ...]:
-    console.print("a good bundle with one connection")
+def _small_model(server: ReloadServer, effort: Effort) -> tuple[Change, ...]:
     some = Effort(before_s=1.0, attempts=effort.attempts, peak_s=effort.peak_s)
-    change = under_traffic(server, Kind.GOOD, label="small", connections=1, rate=None, effort=some)
+    change = good_ones(server, label="small", connections=1, rate=None, effort=some)
     console.print(told_of(change))
     return (change,)
 

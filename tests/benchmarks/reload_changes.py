@@ -31,6 +31,8 @@ LENGTHY = frozenset({Kind.SLOW, Kind.HANGING})
 ROLLBACK = "rollback"
 SETTLE_S = 1.0
 """Of traffic that is in no figure: connections open, batches find their size."""
+BETWEEN_S = 0.5
+"""Before each call, so that what was asked to prepare it is over."""
 AFTER_S = 1.0
 """How long a window goes on after the answer to the admin call: what is released is released then."""
 SHARE_OF_PEAK = 0.7
@@ -46,15 +48,26 @@ class Effort:
     peak_s: int
 
 
-THOROUGH = Effort(before_s=10.0, attempts=3, peak_s=4)
+THOROUGH = Effort(before_s=10.0, attempts=2, peak_s=4)
 QUICK = Effort(before_s=2.0, attempts=1, peak_s=1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """One kind of change, and how to ask for it once for each of `versions`; "" asks for a rollback."""
+
+    kind: str
+    versions: tuple[str, ...]
 
 
 @dataclass(slots=True)
 class _Attempts:
-    """What was asked in a row, and the answers of the traffic meanwhile."""
+    """What was asked in a row, when that began and ended (monotonic clock), and which versions answered one by one."""
 
-    versions: list[str] = field(default_factory=list)
+    kind: str
+    start_s: float
+    active: list[str]
+    end_s: float = 0.0
     told: list[Told] = field(default_factory=list)
     commits_ms: list[float] = field(default_factory=list)
 
@@ -81,79 +94,86 @@ def peak(server: ReloadServer, *, connections: int, effort: Effort) -> Peak:
     )
 
 
-def under_traffic(
-    server: ReloadServer, kind: Kind, *, label: str, connections: int, rate: float | None, effort: Effort
-) -> Change:
-    """Ask for new bundles of a kind under traffic."""
-    attempts = 1 if kind in LENGTHY else effort.attempts
-    versions = [server.write(f"{label}-{kind.value}-{i}", kind) for i in range(attempts)]
-    return _measure(
-        server, kind.value, versions, server.reload, connections=connections, rate=rate, before_s=effort.before_s
-    )
+def all_changes(
+    server: ReloadServer, *, label: str, connections: int, rate: float | None, effort: Effort, tell: Tell
+) -> list[Change]:
+    """Make every change under traffic: those over in a moment one after the other, each lengthy one by itself."""
+    brief = [_wish(server, kind, label, effort.attempts) for kind in KINDS if kind not in LENGTHY]
+    groups = [[*brief, _Wish(ROLLBACK, ("",) * effort.attempts)]]
+    groups += [[_wish(server, kind, label, 1)] for kind in KINDS if kind in LENGTHY]
+    found: list[Change] = []
+    for group in groups:
+        changes = _under_traffic(server, group, connections=connections, rate=rate, before_s=effort.before_s)
+        for change in changes:
+            tell(told_of(change))
+        found += changes
+    return found
 
 
-def rollbacks(server: ReloadServer, *, connections: int, rate: float | None, effort: Effort) -> Change:
-    """Go back and forth between the last two versions under traffic."""
-    return _measure(
-        server,
-        ROLLBACK,
-        [""] * effort.attempts,
-        lambda _: server.rollback(),
-        connections=connections,
-        rate=rate,
-        before_s=effort.before_s,
-    )
+def good_ones(server: ReloadServer, *, label: str, connections: int, rate: float | None, effort: Effort) -> Change:
+    """Reload good bundles under traffic."""
+    wish = _wish(server, Kind.GOOD, label, effort.attempts)
+    (change,) = _under_traffic(server, [wish], connections=connections, rate=rate, before_s=effort.before_s)
+    return change
 
 
-def _measure(
-    server: ReloadServer,
-    kind: str,
-    versions: Sequence[str],
-    ask: Callable[[str], Told],
-    *,
-    connections: int,
-    rate: float | None,
-    before_s: float,
-) -> Change:
-    done, active = _Attempts(), [server.current()]
+def _wish(server: ReloadServer, kind: Kind, label: str, attempts: int) -> _Wish:
+    return _Wish(kind.value, tuple(server.write(f"{label}-{kind.value}-{i}", kind) for i in range(attempts)))
+
+
+def _under_traffic(
+    server: ReloadServer, wishes: Sequence[_Wish], *, connections: int, rate: float | None, before_s: float
+) -> list[Change]:
+    """Ask for one change after the other under the same traffic, which flows undisturbed for `before_s` first."""
+    done: list[_Attempts] = []
     with Traffic.started(server.url, BODY, connections=connections, rate=rate) as traffic:
         time.sleep(SETTLE_S)
-        start_s = time.monotonic()
+        quiet_s = time.monotonic()
         time.sleep(before_s)
-        for version in versions:
-            committed_s = server.commit_seconds()
-            time.sleep(SETTLE_S if done.told else 0.0)
-            done.told.append(ask(version))
-            time.sleep(AFTER_S)
-            active.append(server.current())
-            done.versions.append(active[-1])
-            if (commit_s := server.commit_seconds() - committed_s) > 0:
-                done.commits_ms.append(round(commit_s * 1e3, 2))
-    return _change(kind, done, traffic, start_s=start_s, active=active)
+        for wish in wishes:
+            done.append(_ask(server, wish))
+    before = traffic.between(quiet_s, done[0].start_s)
+    return [_change(attempts, traffic, before) for attempts in done]
 
 
-def _change(kind: str, done: _Attempts, traffic: Traffic, *, start_s: float, active: Sequence[str]) -> Change:
-    windows = [(told.called_s, told.answered_s + AFTER_S) for told in done.told]
+def _ask(server: ReloadServer, wish: _Wish) -> _Attempts:
+    attempts = _Attempts(wish.kind, start_s=time.monotonic(), active=[server.current()])
+    for version in wish.versions:
+        committed_s = server.commit_seconds()
+        time.sleep(BETWEEN_S)
+        attempts.told.append(server.reload(version) if version else server.rollback())
+        time.sleep(AFTER_S)
+        attempts.active.append(server.current())
+        if (commit_s := server.commit_seconds() - committed_s) > 0:
+            attempts.commits_ms.append(round(commit_s * 1e3, 2))
+    attempts.end_s = time.monotonic()
+    return attempts
+
+
+def _change(attempts: _Attempts, traffic: Traffic, before: Sequence[Answer]) -> Change:
+    told, active = attempts.told, attempts.active
+    windows = [(each.called_s, each.answered_s + AFTER_S) for each in told]
     during = [answer for start, end in windows for answer in traffic.between(start, end)]
-    told = done.told[-1]
+    meanwhile = traffic.between(attempts.start_s, attempts.end_s)
+    whole = [*before, *meanwhile]
     return Change(
-        kind=kind,
-        attempts=len(done.told),
-        outcome=", ".join(sorted({each.outcome for each in done.told})),
-        reason=_without_name(reason(Exception(told.reason))),
-        call_to_answer_s=tuple(round(each.answered_s - each.called_s, 3) for each in done.told),
-        before=latencies(traffic.between(start_s, windows[0][0])),
+        kind=attempts.kind,
+        attempts=len(told),
+        outcome=", ".join(sorted({each.outcome for each in told})),
+        reason=_without_name(reason(Exception(told[-1].reason))),
+        call_to_answer_s=tuple(round(each.answered_s - each.called_s, 3) for each in told),
+        before=latencies(before),
         during=latencies(during),
         per_s=round(len(during) / sum(end - start for start, end in windows), 1),
-        requests=len(traffic.answers),
-        failed=failed(traffic.answers),
-        went_back=went_back(traffic.answers),
-        strange=sum(answer.status == 200 and answer.version not in active for answer in traffic.answers),
-        commits_ms=tuple(done.commits_ms),
+        requests=len(meanwhile),
+        failed=failed(meanwhile),
+        went_back=went_back(whole),
+        strange=sum(answer.status == 200 and answer.version not in active for answer in meanwhile),
+        commits_ms=tuple(attempts.commits_ms),
         first_answers_s=tuple(
             round(first, 3)
-            for each, before, after in zip(done.told, active, active[1:], strict=False)
-            if before != after and (first := _first_answer_s(traffic.answers, each, after)) is not None
+            for each, old, new in zip(told, active, active[1:], strict=False)
+            if old != new and (first := _first_answer_s(traffic.answers, each, new)) is not None
         ),
     )
 

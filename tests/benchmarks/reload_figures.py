@@ -125,9 +125,11 @@ class ReloadRun(Frozen):
     connections: int
     share_of_peak: float
     peak: Peak
-    at_share: tuple[Change, ...]
-    at_full: tuple[Change, ...]
-    small_model: tuple[Change, ...]
+    at_share: tuple[Change, ...] = ()
+    at_full: tuple[Change, ...] = ()
+    small_model: tuple[Change, ...] = ()
+    problem: str = ""
+    """Why the run ended before its end."""
     peer: tuple[PeerChange, ...] = ()
     kills: tuple[Kill, ...] = ()
     kill_layout: str = ""

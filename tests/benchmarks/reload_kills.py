@@ -10,7 +10,7 @@ from tests.traffic import Traffic
 
 BEFORE_S = 2.0
 WHOLE_WITHIN_S = 20.0
-AFTER_S = 3.0
+AFTER_S = 2.0
 """How long the traffic goes on once all is whole again, and at least in any case."""
 
 

@@ -16,9 +16,9 @@ from tests.traffic import Traffic
 KINDS = (Kind.GOOD, Kind.SLOW, Kind.RAISING)
 LAYOUTS = {"/": 1, "/two": 2}
 """Replicas by route; each route is an application of its own."""
-SETTLED_WITHIN_S = 8.0
+SETTLED_WITHIN_S = 6.0
 AFTER_S = 2.0
-BEFORE_S = 3.0
+BEFORE_S = 2.0
 
 
 def measure_peer(directory: Path, *, connections: int, share: float, effort: Effort, tell: Tell) -> list[PeerChange]:

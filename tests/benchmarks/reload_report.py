@@ -47,8 +47,10 @@ def render(run: ReloadRun) -> str:
         _section("Aims", "", ("aim", "found", "met"), aims(run)),
         _section(
             f"Changes at {run.share_of_peak:.0%} of the peak rate",
-            "The window goes from the call to one second after its answer; short ones are made several times and "
-            "taken together. Failed requests are those of the whole time, before and between too.",
+            "The window goes from the call to one second after its answer; the windows of several attempts are taken "
+            "together. Before are the seconds of the same traffic before its first change; slow and hanging bundles "
+            "have a traffic of their own. Failed requests are those of the whole time of a change, between its "
+            "windows too.",
             ("bundle", "outcome", "answer after", "p50 ms before", "in window", "p99 ms before", "in window", "ratio",
              "requests in window", "failed", "commit ms", "first answer"),
             [_change_cells(change) for change in run.at_share],
@@ -67,7 +69,7 @@ def render(run: ReloadRun) -> str:
         _section(
             "Plain Ray Serve",
             "`reconfigure` loads the same files; `serve deploy` of a new `user_config`, at the same share of its own "
-            "peak rate. The window ends two seconds after Serve calls the application settled, or after ten.",
+            "peak rate. The window ends two seconds after Serve calls the application settled, or after eight.",
             ("replicas", "model", "requests/s", "window s", "requests", "failed", "p99 ms before", "in window",
              "longest ms", "then Serve says"),
             [_peer_cells(change) for change in run.peer],
@@ -164,6 +166,8 @@ def _introduction(run: ReloadRun) -> str:
         lines.append(
             f"- **The machine was not idle**: its load average was {machine.load_before:g} before anything was started."
         )
+    if run.problem:
+        lines.append(f"- **The run was cut short**: {run.problem}")
     return "\n".join([*lines, ""])
 
 

@@ -16,6 +16,7 @@ BODY = json.dumps({"instances": [IRIS_ROW]}).encode()
 MODEL_REPLICA = "ray::ServeReplica:serve-app:iris-cpu"
 GATEWAY = "ray::ServeReplica:serve-app:gateway"
 RECONCILER = "ray::ServeReplica:serve-app:reconciler"
+CONTROLLER = "ray::ServeController"
 SETTLE_TIMEOUT_S = 60.0
 """Replicas start in seconds; a busy machine with two cores takes many times that."""
 

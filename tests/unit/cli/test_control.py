@@ -107,7 +107,7 @@ def test_rollback_goes_to_the_version_that_is_named(operator: Operator) -> None:
 def test_rollback_without_an_earlier_version_is_refused_in_one_sentence(operator: Operator) -> None:
     result = operator.run("rollback")
     assert result.exit_code == 1
-    assert result.output.startswith("error the server answers ")
+    assert result.output.splitlines()[-1].startswith("error the server answers 404: ")
     assert "Traceback" not in result.output
 
 

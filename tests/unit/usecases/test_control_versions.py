@@ -415,6 +415,35 @@ async def test_a_dead_source_lowers_nothing(world: World) -> None:
     assert (await reload(control, "v1")).outcome is Outcome.UNCHANGED
 
 
+async def test_a_dead_source_is_told_of_until_the_first_look_in_the_usual_interval_that_finds_it(world: World) -> None:
+    control = await world.reconciler()
+    await settled(control)
+    for error in (SourceError("gone"), SourceError("gone"), SourceError("gone")):
+        world.source.error = error
+        world.clock.advance(31)
+        await settled(control)
+        assert control.table.troubles == {FAMILY: "gone"}
+    world.source.error = None
+    world.clock.advance(31)
+    await settled(control)
+    assert control.table.troubles == {}
+
+
+async def test_a_refused_candidate_is_told_of_until_there_is_a_better_one(world: World) -> None:
+    control = await world.reconciler()
+    await settled(control)
+    world.publish("v2")
+    world.trial.refuses["v2"] = "it crashed"
+    for _ in range(2):
+        world.clock.advance(31)
+        await settled(control)
+        assert "it crashed" in control.table.troubles[FAMILY]
+    world.publish("v3")
+    world.clock.advance(31)
+    await settled(control)
+    assert control.table.troubles == {}
+
+
 async def test_without_a_model_the_source_is_asked_again_after_5_10_30_and_60_seconds(world: World) -> None:
     world.source.error = SourceError("gone")
     control = await world.reconciler()
