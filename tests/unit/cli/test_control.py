@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 import uvicorn
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from serve_app.cli import app
 from serve_app.cli.ports import choose_free
