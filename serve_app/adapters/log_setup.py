@@ -2,13 +2,20 @@
 
 import logging
 import sys
+from contextlib import suppress
+from typing import TextIO, cast
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 
 def set_up_logging(level: str, **context: str) -> None:
-    """Configure structlog for this process; `context` (deployment, replica) is on every line."""
+    """Configure structlog for this process; `context` (deployment, replica) is on every line.
+
+    A line that cannot be written, on a full disk above all, is lost and stops nothing, in Serve's own logs too.
+    """
+    # A handler that fails would complain on sys.stderr, which Serve has made a logger: the complaint fails in its turn.
+    logging.raiseExceptions = False
     numeric = logging.getLevelNamesMapping()[level.upper()]
     # Ray Serve replaces sys.stderr by a logger of its own, which holds lines back in the throughput profile.
     pretty = sys.__stderr__ is not None and sys.__stderr__.isatty()
@@ -32,6 +39,25 @@ def set_up_logging(level: str, **context: str) -> None:
     structlog.configure(
         processors=[*shared, *(console if pretty else lines)],
         wrapper_class=structlog.make_filtering_bound_logger(numeric),
-        logger_factory=structlog.WriteLoggerFactory(sys.__stderr__),
+        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, _LossyStream(sys.__stderr__))),
         cache_logger_on_first_use=True,
     )
+
+
+class _LossyStream:
+    """What of a stream structlog uses; errors of the system are swallowed."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        """Write, or lose the text."""
+        if self._stream is not None:
+            with suppress(OSError):
+                self._stream.write(text)
+
+    def flush(self) -> None:
+        """Flush, or keep it for the next time."""
+        if self._stream is not None:
+            with suppress(OSError):
+                self._stream.flush()

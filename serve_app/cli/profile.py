@@ -57,6 +57,8 @@ THROUGHPUT: Mapping[str, str] = {
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
     # The hot route is answered before Ray's ASGI wrapper, which costs four times what the route itself does.
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_app.deployments.front_door:middlewares",
+    # Ray would freeze the first model out of garbage collection; the replicas do it themselves, before any model.
+    "RAY_SERVE_FREEZE_GC_ON_STARTUP": "0",
     # Ray starts its workers with nice 15: any other busy process of the machine would then be answered first.
     "RAY_worker_niceness": "0",
 }

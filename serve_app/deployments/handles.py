@@ -147,5 +147,7 @@ class HandleControlPlane:
             if isinstance(error.cause, ServeAppError):
                 raise error.cause from None
             raise
+        except ServeAppError:  # Serve's own transport between replicas brings it as it was raised
+            raise
         except Exception as error:  # killed, restarting, not deployed: all mean that it cannot be reached now
             raise UnavailableError(f"the control plane cannot be reached now ({type(error).__name__})") from error

@@ -122,14 +122,15 @@ class ModelReplica:
         self._start(self._let_go(refs))
 
     async def _load_all(self, refs: Sequence[VersionRef]) -> None:
-        for ref in refs:
-            try:
-                await self._models.prepare(ref.version, ref.digest)
-            except Exception as error:
-                self._last_error = f"{ref.version}: {error}"
-                log.error("model not loaded", version=ref.version, reason=str(error))
-            else:
-                self._last_error = None
+        """Load all, in this order; all are known at once, so that `hold` can cancel those that still wait."""
+        outcomes = await asyncio.gather(
+            *(self._models.prepare(ref.version, ref.digest) for ref in refs), return_exceptions=True
+        )
+        self._last_error = None
+        for ref, outcome in zip(refs, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                self._last_error = f"{ref.version}: {outcome}"
+                log.error("model not loaded", version=ref.version, reason=str(outcome))
 
     async def _let_go(self, refs: tuple[VersionRef, ...]) -> None:
         await asyncio.to_thread(self._last_known.write, HeldVersions(refs=refs))

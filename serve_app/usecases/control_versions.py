@@ -233,6 +233,7 @@ class VersionControl:
             return
         self._failed_looks[family] = 0
         self._look_troubles.pop(family, None)
+        self._run_troubles.pop(family, None)
         if ref is None:
             self._look_failed(family, record, "the source has no bundle yet")
         elif reload.is_news(record.model_copy(update={"followed": None}) if pin or pin_before else record, ref):

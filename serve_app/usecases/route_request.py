@@ -109,9 +109,9 @@ class RequestRouter:
         return next(found, None)
 
     def last_error(self, family: str) -> str | None:
-        """Return why the family has not what it should follow, or what last went wrong on a replica, or None."""
-        told = self._table.troubles.get(family)
-        return told or next((status.last_error for status in self.statuses(family) if status.last_error), None)
+        """Return why the family has not what it should follow and what last went wrong on its replicas, or None."""
+        told = [self._table.troubles.get(family), *(status.last_error for status in self.statuses(family))]
+        return "; ".join(dict.fromkeys(error for error in told if error)) or None
 
     def fallback(self, target: Target) -> Target | None:
         """Return where to go when no replica holds the version of `target` any more: the last good one, if loaded."""

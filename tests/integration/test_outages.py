@@ -70,7 +70,8 @@ def test_a_full_disk_refuses_the_change_and_nothing_else(server: Server) -> None
     with iris.traffic(server, rate=150) as traffic:
         with full_disk(server):
             refused = iris.reload(server, "disk-1")
-            assert refused["success"] is False, refused
+            assert refused["success"] is False
+            assert "state store" in refused["error"], refused
             assert iris.current(server) == before
         await_that(lambda: iris.reload(server, "disk-1")["success"] is True, timeout_s=OUTAGE_TIMEOUT_S)
     assert traffic.failed() == []

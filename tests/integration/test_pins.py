@@ -24,7 +24,9 @@ ASKED_INTERVAL_S = 5.0
 @pytest.fixture
 def pinned(server: Server) -> Iterator[Server]:
     """The server, whose pins are taken away afterwards."""
-    write_iris(server.models / "iris", "unpinned", current=True)
+    if not (server.models / "iris" / "unpinned").exists():
+        write_iris(server.models / "iris", "unpinned")
+    set_current(server.models / "iris", "unpinned")
     iris.await_version(server, "unpinned")
     yield server
     set_current(server.models / "iris", "unpinned")

@@ -57,3 +57,30 @@ except ValueError:
 def test_exception_given_as_a_value_is_told_too() -> None:
     (line,) = lines("""log.error("request failed", exc_info=ValueError("kept"))""")
     assert line["exception"][0]["exc_value"] == "kept"
+
+
+def test_a_disk_too_full_for_logs_stops_nothing() -> None:
+    """Serve's own logger writes to a file, and it has replaced sys.stderr: its complaints come back to it."""
+    program = """
+import logging, sys
+
+class ToLogger:
+    def write(self, text):
+        logging.getLogger("serve").error(text)
+
+    def flush(self):
+        pass
+
+logging.getLogger("serve").addHandler(logging.FileHandler("/dev/full"))
+sys.stderr = ToLogger()
+logging.getLogger("serve").error("one")
+log.info("two")
+log.info("three")
+print("alive", flush=True)
+"""
+    with open("/dev/full", "w") as full:  # noqa: PTH123  # a device, no path of ours
+        done = subprocess.run(
+            [sys.executable, "-c", SET_UP + program], stdout=subprocess.PIPE, stderr=full, text=True, timeout=60,
+            check=False,
+        )  # fmt: skip
+    assert done.stdout == "alive\n"

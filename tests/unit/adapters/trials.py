@@ -21,8 +21,18 @@ def settings(root: Path, *, allowed: tuple[str, ...] = ("sklearn_targets",)) -> 
 
 
 def children() -> list[psutil.Process]:
-    """Return all descendants of this process, zombies included."""
-    return psutil.Process().children(recursive=True)
+    """Return all descendants of this process, zombies included, but for joblib's and Python's own helpers.
+
+    A test that trained a model before leaves those: they live as long as this process.
+    """
+    return [process for process in psutil.Process().children(recursive=True) if not _is_helper(process)]
+
+
+def _is_helper(process: psutil.Process) -> bool:
+    try:
+        return any(word in " ".join(process.cmdline()) for word in ("resource_tracker", "loky", "forkserver"))
+    except psutil.Error:
+        return False
 
 
 def is_over(process: psutil.Process) -> bool:

@@ -444,6 +444,19 @@ async def test_a_refused_candidate_is_told_of_until_there_is_a_better_one(world:
     assert control.table.troubles == {}
 
 
+async def test_a_refused_pin_is_told_of_until_the_wish_changes(world: World) -> None:
+    control = await world.reconciler()
+    await settled(control)
+    world.publish("v2", current=False)
+    world.trial.refuses["v2"] = "it crashed"
+    world.fleet.pin = "v2"
+    await settled(control)
+    assert "it crashed" in control.table.troubles[FAMILY]
+    world.fleet.pin = "current"
+    await settled(control)
+    assert control.table.troubles == {}
+
+
 async def test_without_a_model_the_source_is_asked_again_after_5_10_30_and_60_seconds(world: World) -> None:
     world.source.error = SourceError("gone")
     control = await world.reconciler()
