@@ -13,7 +13,7 @@ INSTALLED := $(VENV)/.installed
 TORCH     := $(shell grep '^torch==' constraints.txt)
 PIP       := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help up down test lint format bench bench-reload venv
+.PHONY: help up down test lint format bench bench-reload venv chaos
 
 help: ## Print this list
 	@echo "Targets:"
@@ -32,6 +32,10 @@ down: venv ## Stop all that `make up` started, and nothing else
 test: venv ## Run every test
 	@echo "==> tests"
 	@$(BIN)/python -m pytest
+
+chaos: venv ## Kill, rescale and starve a real server under traffic (minutes)
+	@echo "==> chaos"
+	@$(BIN)/python -m pytest -m chaos
 
 lint: venv ## Check style, types and import layers
 	@echo "==> ruff"

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import Engine, event
 
 from serve_app.adapters.state_store import SqlStateStore
-from serve_app.domain.errors import StaleRevisionError
+from serve_app.domain.errors import StoreError
 from serve_app.domain.reload import AuditEntry, FamilyRecord, Outcome, StoredState, VersionRef
 from serve_app.usecases.ports import StateStore
 
@@ -40,14 +40,17 @@ def next_state(state: StoredState, version: str = "v1") -> StoredState:
 
 
 def win_some(store: StateStore, name: str, attempts: int) -> list[int]:
-    """Read and write `attempts` times, and return the revisions of the writes that were not too late."""
+    """Read and write `attempts` times, and return the revisions of the writes that were not too late.
+
+    On a busy machine a writer may also wait in vain for the others' lock; then it has written nothing either.
+    """
     won = []
     for _ in range(attempts):
-        state = store.read()
-        written = next_state(state, name)
         try:
+            state = store.read()
+            written = next_state(state, name)
             store.write(written, expected_revision=state.revision, entry=entry(str(written.revision), actor=name))
-        except StaleRevisionError:
+        except StoreError:
             continue
         won.append(written.revision)
     return won

@@ -54,7 +54,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     train_iris_forest.main(out=state.path / "models" / "iris", joblib_path=None, model_version="v1")
     write_forecaster(state.path / "models" / "forecaster", "v1")
     document = yaml.safe_load((REPOSITORY / "configs" / "bench.yaml").read_text())
-    iris = document["applications"][0]["args"]["families"]["iris"]
+    args = document["applications"][0]["args"]
+    args["gateway"] = {"num_cpus": 0.1}  # small shares: on two cores there is room for several of each
+    iris = args["families"]["iris"]
+    iris["pools"] = [{"num_cpus": 0.1}]
     iris["trial"] = {"timeout_s": 10, "memory_bytes": 256 << 20}
     iris["reload"] = {"interval_s": 1.0}
     config = directory / "config.yaml"

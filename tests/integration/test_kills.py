@@ -14,7 +14,7 @@ from tests.integration.conftest import Server
 from tests.integration.instance import await_that
 from tests.traffic import Answer
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.chaos]
 
 RATE = 150.0
 PORT_BACK_S = 6.0

@@ -12,7 +12,7 @@ from tests.integration import iris
 from tests.integration.conftest import Server
 from tests.integration.instance import await_that
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.chaos]
 
 OUTAGE_TIMEOUT_S = 30.0
 

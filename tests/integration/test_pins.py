@@ -14,7 +14,7 @@ from tests.integration import iris
 from tests.integration.conftest import Server
 from tests.integration.instance import await_that
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.chaos]
 
 INTERVAL_S = 1.0
 """What the shared server's config says for iris."""

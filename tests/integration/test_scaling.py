@@ -8,7 +8,7 @@ from tests.bad_bundles import write_iris
 from tests.integration import iris
 from tests.integration.conftest import Server
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.chaos]
 
 N_REPLICAS = 4
 N_RELOADS = 20
