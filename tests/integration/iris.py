@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+import httpx
 import psutil
 
 from serve_app.cli import processes
@@ -28,13 +29,23 @@ def traffic(server: Server, *, connections: int = 4, rate: float | None = None) 
 
 def reload(server: Server, version: str | None = None, **query: str) -> dict[str, Any]:
     """Ask for a version, or for what the source calls current, and return the answer's body."""
+    body: dict[str, Any] = ask_for(server, version, **query).json()
+    return body
+
+
+def start_reload(server: Server, version: str) -> str:
+    """Ask for a version without waiting for it, and return the path that tells how that goes on."""
+    answer = ask_for(server, version, wait="false")
+    assert answer.status_code == 202, answer.text
+    return answer.headers["location"]
+
+
+def ask_for(server: Server, version: str | None, **query: str) -> httpx.Response:
+    """Ask for a version, or for what the source calls current."""
     params = {"family": "iris", **query}
     if version is not None:
-        write = server.models / "iris" / version
-        params["model_path"] = str(write.relative_to(server.models.parent))
-    answer = server.http.post("/admin/reload-model", params=params, headers=server.admin)
-    body: dict[str, Any] = answer.json()
-    return body
+        params["model_path"] = f"models/iris/{version}"
+    return server.http.post("/admin/reload-model", params=params, headers=server.admin)
 
 
 def current(server: Server) -> str:

@@ -8,6 +8,7 @@ import psutil
 import pytest
 
 from serve_app.cli.profile import Profile
+from serve_app.cli.serve_api import ServeApi
 from tests.bad_bundles import Kind, write_iris
 from tests.integration import iris
 from tests.integration.conftest import Server
@@ -39,20 +40,24 @@ def kill(server: Server, title: str) -> psutil.Process:
 
 
 def await_another(server: Server, title: str, killed: psutil.Process) -> None:
-    """Wait until a process has taken the place of the killed one."""
+    """Wait until a process that is younger than the killed one has taken its place."""
+    killed_s = time.time()
 
     def is_replaced() -> bool:
-        return any(process.pid != killed.pid for process in iris.processes_of(server, title))
+        return any(process.create_time() > killed_s for process in iris.processes_of(server, title))
 
     await_that(is_replaced, timeout_s=BACK_TIMEOUT_S)
 
 
-def await_answer(server: Server, path: str) -> None:
-    """Wait until the control plane answers an admin route."""
-    await_that(
-        lambda: server.http.get(path, params={"family": "iris"}, headers=server.admin).status_code == 200,
-        timeout_s=BACK_TIMEOUT_S,
-    )
+def await_running(server: Server, deployment: str, n_replicas: int) -> None:
+    """Wait until Serve routes to so many replicas of a deployment and wants no other number."""
+
+    def is_running() -> bool:
+        with ServeApi(server.instance.record) as api:
+            (found,) = [known for known in api.status().deployments if known.name == deployment]
+        return dict(found.replicas) == {"RUNNING": n_replicas}
+
+    await_that(is_running, timeout_s=BACK_TIMEOUT_S)
 
 
 def is_sound(answers: Sequence[Answer]) -> bool:
@@ -60,40 +65,25 @@ def is_sound(answers: Sequence[Answer]) -> bool:
     return bool(good) and iris.never_goes_back(good) and iris.one_version_each(good)
 
 
-def test_a_killed_reconciler_fails_no_request_and_forgets_nothing(server: Server) -> None:
-    write_iris(server.models / "iris", "kept-1")
-    write_iris(server.models / "iris", "kept-2")
-    assert iris.reload(server, "kept-1")["success"] is True
-    with iris.traffic(server, rate=RATE) as traffic:
-        before = server.http.get("/admin/audit", headers=server.admin).json()["entries"][0]
-        await_another(server, iris.RECONCILER, kill(server, iris.RECONCILER))
-        await_answer(server, "/admin/audit")
-        assert server.http.get("/admin/audit", headers=server.admin).json()["entries"][0] == before
-        assert iris.current(server) == "kept-1"
-        assert iris.reload(server, "kept-1")["message"].startswith("Model already loaded")
-        assert iris.reload(server, "kept-2")["success"] is True
-    assert traffic.failed() == []
-    assert is_sound(traffic.answers)
-
-
-def test_a_change_goes_on_where_a_killed_reconciler_left_it(server: Server) -> None:
+def test_a_killed_reconciler_fails_no_request_and_a_change_goes_on_where_it_was(server: Server) -> None:
     """Killed once during the trial and once while the replicas prepare; the slow bundle gives the time for both."""
-    directory = write_iris(server.models / "iris", "slow-kill", Kind.SLOW)
-    before = iris.current(server)
+    root = server.models / "iris"
+    write_iris(root, "kept")
+    write_iris(root, "slow-kill", Kind.SLOW)
+    assert iris.reload(server, "kept")["success"] is True
     with iris.traffic(server, rate=RATE) as traffic:
-        started = server.http.post(
-            "/admin/reload-model",
-            params={"family": "iris", "model_path": str(directory.relative_to(server.models.parent)), "wait": "false"},
-            headers=server.admin,
-        )
-        assert started.status_code == 202, started.text
-        operation = started.headers["location"]
+        history = server.http.get("/admin/audit", headers=server.admin).json()["entries"]
+        operation = iris.start_reload(server, "slow-kill")
         for phase in ("trial", "prepare"):
             await_phase(server, operation, phase)
             await_another(server, iris.RECONCILER, kill(server, iris.RECONCILER))
-            assert iris.current(server) == before
+            assert iris.current(server) == "kept"
         await_phase(server, operation, None)
         assert iris.current(server) == "slow-kill"
+        newest, *before = server.http.get("/admin/audit", headers=server.admin).json()["entries"]
+        assert (newest["action"], newest["outcome"], newest["from_version"]) == ("resume", "reloaded", "kept")
+        assert before == history[: len(before)]
+        assert iris.reload(server, "kept")["success"] is True
     assert traffic.failed() == []
     assert is_sound(traffic.answers)
 
@@ -137,6 +127,7 @@ def test_a_killed_gateway_fails_at_most_what_was_out_on_it(server: Server) -> No
     with iris.traffic(server, connections=connections) as traffic:
         killed_s = time.monotonic()
         await_another(server, iris.GATEWAY, kill(server, iris.GATEWAY))
+        await_running(server, "gateway", 2)
     failed = traffic.failed()
     assert len(failed) <= connections
     assert all(answer.at_s - killed_s < 1.0 for answer in failed)
@@ -152,7 +143,7 @@ def test_a_killed_haproxy_is_back_within_seconds(server: Server) -> None:
         await_that(lambda: not is_open(server.instance.port), timeout_s=PORT_BACK_S)
         await_that(lambda: is_open(server.instance.port), timeout_s=BACK_TIMEOUT_S)
         port_back_s = time.monotonic() - killed_s
-        await_that(lambda: iris.health(server)["ready"], timeout_s=BACK_TIMEOUT_S)
+        await_that(lambda: server.http.get("/ready").status_code == 200, timeout_s=BACK_TIMEOUT_S)
     assert port_back_s <= PORT_BACK_S
     assert all(answer.at_s - killed_s <= FULL_SERVICE_S for answer in traffic.failed())
     assert is_sound(traffic.answers)

@@ -48,12 +48,7 @@ def test_a_change_meets_a_locked_store_and_ends_when_it_is_free(server: Server) 
             refused = iris.reload(server, "lock-1")
             assert "another process keeps it locked" in str(refused), refused
         assert iris.reload(server, "lock-1")["success"] is True
-        started = server.http.post(
-            "/admin/reload-model",
-            params={"family": "iris", "model_path": "models/iris/lock-2", "wait": "false"},
-            headers=server.admin,
-        )
-        assert started.status_code == 202, started.text
+        iris.start_reload(server, "lock-2")
         with locked_store(server):
             await_that(lambda: "locked" in str(iris.health(server)["last_error"]), timeout_s=OUTAGE_TIMEOUT_S)
             assert iris.current(server) == "lock-1"

@@ -59,11 +59,7 @@ def test_a_deploy_of_a_pin_is_a_reload_that_wins_over_calls(pinned: Server) -> N
         generation = iris.health(pinned)["generation"]
 
         pin(pinned, "pin-1")
-        refused = pinned.http.post(
-            "/admin/reload-model",
-            params={"family": "iris", "model_path": "models/iris/other"},
-            headers=pinned.admin,
-        )
+        refused = iris.ask_for(pinned, "other")
         assert refused.status_code == 409, refused.text
         assert "pinned to 'pin-1'" in refused.text
         rolled_back = pinned.http.post("/admin/rollback", params={"family": "iris"}, headers=pinned.admin)
