@@ -7,7 +7,7 @@ of a deployment (`ReplicaUserConfig`). Every model is frozen and refuses keys th
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from serve_app.domain.access import Scope, Token, TokenSet, scopes_of
 from serve_app.domain.errors import ConfigError, nearest
@@ -16,6 +16,8 @@ from serve_app.domain.validation import problems_of
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 
+DEFAULT_ALIAS = "champion"
+_DIRECTORY = "local_directory"
 RELOAD_TOKEN_NAME = "reload-token"  # noqa: S105  # what the audit log shows for it
 
 
@@ -34,14 +36,71 @@ class PoolConfig(_Part):
     num_gpus: Annotated[float, Field(ge=0, description="GPUs (may be a fraction) reserved for a replica")] = 0.0
 
 
-class SourceConfig(_Part):
-    """Where the bundles of a family come from."""
+class DirectoryConfig(_Part):
+    """Bundles in a directory of this machine, or of a volume that all nodes mount."""
 
     kind: Literal["local_directory"] = "local_directory"
     root: Annotated[str, Field(description="directory of the versions; a relative one lies under state_dir")]
     manifest_name: Annotated[str, Field(description="name of the manifest in a bundle (S0: MODELS_MANIFEST)")] = (
         "manifest.json"
     )
+
+
+class RegistryConfig(_Part):
+    """Versions of a model that is registered with MLflow. Each is copied once to every node that serves it."""
+
+    kind: Literal["mlflow_registry"] = "mlflow_registry"
+    tracking_uri: Annotated[
+        str | None, Field(description="of the MLflow server; default: MLFLOW_TRACKING_URI of the environment")
+    ] = None
+    model: Annotated[str, Field(min_length=1, description="name of the registered model (S3: MLFLOW_MODEL_NAME)")]
+    alias: Annotated[str | None, Field(min_length=1, description="follow this alias; the default is champion")] = None
+    stage: Annotated[
+        str | None, Field(min_length=1, description="follow the newest version in this stage (S3: MLFLOW_MODEL_STAGE)")
+    ] = None
+    version: Annotated[
+        str | None, Field(pattern=r"^[0-9]+$", description="serve this version only (S3: MLFLOW_MODEL_VERSION)")
+    ] = None
+    newest: Annotated[bool, Field(description="follow the highest version that is ready")] = False
+    cache_dir: Annotated[
+        str | None,
+        Field(description="local copies (S3: MODEL_CACHE_DIR); relative: under state_dir; default mlflow/<family>"),
+    ] = None
+    max_cache_bytes: Annotated[int, Field(gt=0, description="bytes of local copies; live versions never count out")] = (
+        10 << 30
+    )
+    timeout_s: Annotated[float, Field(gt=0, description="of one request to the registry; it is asked again later")] = 10
+    artifacts_timeout_s: Annotated[float, Field(gt=0, description="of the copy of one version; 120 s is 1 GB")] = 120
+
+    @model_validator(mode="after")
+    def _has_one_selector(self) -> "RegistryConfig":
+        given = [name for name in ("alias", "stage", "version") if getattr(self, name) is not None]
+        given += ["newest"] if self.newest else []
+        if len(given) > 1:
+            raise ValueError(f"expected one of alias, stage, version and newest, found {' and '.join(given)}")
+        return self
+
+    @property
+    def selector(self) -> tuple[Literal["alias", "stage", "version", "newest"], str]:
+        """How the current version is chosen: the kind, and its value."""
+        if self.stage is not None:
+            return "stage", self.stage
+        if self.version is not None:
+            return "version", self.version
+        return ("newest", "") if self.newest else ("alias", self.alias or DEFAULT_ALIAS)
+
+
+def _kind_of(value: Any) -> str:
+    """Return the kind of a source; one that names none is a directory."""
+    kind = value.get("kind", _DIRECTORY) if isinstance(value, dict) else getattr(value, "kind", _DIRECTORY)
+    return str(kind)
+
+
+SourceConfig = Annotated[
+    Annotated[DirectoryConfig, Tag("local_directory")] | Annotated[RegistryConfig, Tag("mlflow_registry")],
+    Discriminator(_kind_of),
+]
+"""Where the bundles of a family come from."""
 
 
 class ReloadConfig(_Part):
@@ -267,9 +326,13 @@ class AppConfig(_Part):
             return TokenSet()
         return TokenSet((Token(RELOAD_TOKEN_NAME, scopes_of(Scope.RELOAD), bytes.fromhex(digest)),))
 
-    def source_root(self, family: str) -> Path:
-        """Directory of a family's versions; a relative one lies under the state directory."""
-        return Path(self.state_dir, self.families[family].source.root)
+    def source(self, family: str) -> SourceConfig:
+        """Where a family's bundles come from, with paths that lie under the state directory unless they are absolute."""
+        source = self.families[family].source
+        if isinstance(source, DirectoryConfig):
+            return source.model_copy(update={"root": str(Path(self.state_dir, source.root))})
+        cache_dir = Path(self.state_dir, source.cache_dir or f"mlflow/{family}")
+        return source.model_copy(update={"cache_dir": str(cache_dir)})
 
 
 class ReplicaUserConfig(_Part):

@@ -20,10 +20,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 from urllib.parse import urlsplit
+
+import uvloop
 
 READY_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 60.0
+GIVE_UP_S = 30.0
+"""How long the driver waits for answers once it is told to stop; a request without one counts as cut."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +92,8 @@ def quantile(answers: Sequence[Answer], share: float) -> float:
 
 
 class _Driver:
+    """Sends over all connections and keeps what came back. Lives on one event loop."""
+
     def __init__(self, url: str, body: bytes, connections: int, rate: float) -> None:
         parts = urlsplit(url)
         self.host, self.port = parts.hostname or "127.0.0.1", parts.port or 80
@@ -94,69 +101,174 @@ class _Driver:
             f"POST {parts.path} HTTP/1.1\r\nHost: {self.host}\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(body)}\r\n\r\n"
         ).encode() + body
-        self.connections, self.rate = connections, rate
+        self.period_s = connections / rate if rate else 0.0
         self.answers: list[Answer] = []
         self.stopping = False
+        self._open = connections
+        self._connections: list[_Connection] = []
+        self._all_closed = asyncio.Event()
 
-    async def run(self) -> None:
-        loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, self.stop)
-        await asyncio.gather(*(self.connection(i) for i in range(self.connections)))
+    async def run(self, connections: int) -> None:
+        """Send until SIGTERM comes, and return when every request under way has its answer."""
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.stop)
+        first_s = time.monotonic()
+        self._connections = [
+            _Connection(self, i, first_s + self.period_s * i / connections) for i in range(connections)
+        ]
+        await self._all_closed.wait()
 
     def stop(self) -> None:
+        """Send nothing more, and wait a while for what is under way."""
         self.stopping = True
+        asyncio.get_running_loop().call_later(GIVE_UP_S, self._give_up)
 
-    async def connection(self, i: int) -> None:
-        reader = writer = None
-        period_s = self.connections / self.rate if self.rate else 0.0
-        due_s = time.monotonic() + period_s * i / self.connections
-        while not self.stopping:
-            if self.rate:
-                await asyncio.sleep(max(due_s - time.monotonic(), 0.0))
-            else:
-                due_s = time.monotonic()
-            status, version, generation = 0, "", -1
-            try:
-                if writer is None or reader is None:
-                    reader, writer = await asyncio.open_connection(self.host, self.port)
-                writer.write(self.request)
-                status, version, generation, keeps_open = await self.answer(reader)
-                if not keeps_open:
-                    writer.close()
-                    reader = writer = None
-            except (OSError, asyncio.IncompleteReadError):
-                if writer is not None:
-                    writer.close()
-                reader = writer = None
-            now_s = time.monotonic()
-            self.answers.append(Answer(now_s, now_s - due_s, status, version, generation, i))
-            if len(self.answers) == 1:
-                sys.stdout.write("flowing\n")
-                sys.stdout.flush()
-            due_s += period_s
-        if writer is not None:
-            writer.close()
+    def _give_up(self) -> None:
+        for connection in self._connections:
+            connection.give_up()
 
-    @staticmethod
-    async def answer(reader: asyncio.StreamReader) -> tuple[int, str, int, bool]:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-        first, *lines = head.split("\r\n")
-        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines if line)}
-        if headers.get("transfer-encoding", "").lower() == "chunked":
-            while n_bytes := int((await reader.readline()).split(b";")[0], 16):
-                await reader.readexactly(n_bytes + len(b"\r\n"))
-            await reader.readuntil(b"\r\n")
+    def note(self, answer: Answer) -> None:
+        """Keep an answer."""
+        self.answers.append(answer)
+        if len(self.answers) == 1:
+            sys.stdout.write("flowing\n")
+            sys.stdout.flush()
+
+    def closed(self) -> None:
+        """Hear that a connection sends nothing more."""
+        self._open -= 1
+        if not self._open:
+            self._all_closed.set()
+
+
+class _Wire(asyncio.Protocol):
+    """One TCP connection; a protocol and no stream, since the driver must leave the processors to what it measures."""
+
+    def __init__(self, connection: "_Connection") -> None:
+        self._connection = connection
+        self._received = b""
+        self.transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._received = self._received + data if self._received else data
+        if (found := read_answer(self._received)) is not None:
+            self._received = b""
+            self._connection.answered(*found)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connection.lost(self)
+
+
+class _Connection:
+    """Sends one request after the other; opens a new wire when the last one was cut or closed."""
+
+    def __init__(self, driver: _Driver, i: int, due_s: float) -> None:
+        self._driver, self._i, self._due_s = driver, i, due_s
+        self._loop = asyncio.get_running_loop()
+        self._wire: _Wire | None = None
+        self._is_waiting = False
+        self._opening: asyncio.Task[None] | None = None
+        self._next()
+
+    def answered(self, status: int, version: str, generation: int, keeps_open: bool) -> None:
+        """Take the answer to the request under way."""
+        if not keeps_open:
+            self._drop_wire()
+        self._end(status, version, generation)
+
+    def give_up(self) -> None:
+        """Stop waiting for an answer."""
+        if self._is_waiting:
+            self._drop_wire()
+            self._end(0, "", -1)
+
+    def lost(self, wire: _Wire) -> None:
+        """Hear that a wire is gone; with it the answer that was awaited on it."""
+        if wire is self._wire:
+            self._wire = None
+            if self._is_waiting:
+                self._end(0, "", -1)
+
+    def _next(self) -> None:
+        if self._driver.stopping:
+            self._drop_wire()
+            self._driver.closed()
+        elif self._driver.period_s:
+            self._loop.call_later(max(self._due_s - time.monotonic(), 0.0), self._send)
         else:
-            await reader.readexactly(int(headers.get("content-length", "0")))
-        version, generation = headers.get("x-model-version", ""), int(headers.get("x-generation", "-1"))
-        return int(first.split(" ")[1]), version, generation, headers.get("connection", "").lower() != "close"
+            self._due_s = time.monotonic()
+            self._send()
+
+    def _send(self) -> None:
+        self._is_waiting = True
+        if self._wire is None or self._wire.transport is None:
+            self._opening = self._loop.create_task(self._open())
+        else:
+            self._wire.transport.write(self._driver.request)
+
+    async def _open(self) -> None:
+        wire = _Wire(self)
+        try:
+            await self._loop.create_connection(lambda: wire, self._driver.host, self._driver.port)
+        except OSError:
+            self._end(0, "", -1)
+        else:
+            self._wire = wire
+            assert wire.transport is not None, "asyncio calls connection_made before it returns"
+            wire.transport.write(self._driver.request)
+
+    def _end(self, status: int, version: str, generation: int) -> None:
+        self._is_waiting = False
+        now_s = time.monotonic()
+        self._driver.note(Answer(now_s, now_s - self._due_s, status, version, generation, self._i))
+        self._due_s += self._driver.period_s
+        self._loop.call_soon(self._next)  # not at once: refused connections would recurse
+
+    def _drop_wire(self) -> None:
+        wire, self._wire = self._wire, None
+        if wire is not None and wire.transport is not None:
+            wire.transport.abort()
+
+
+def read_answer(received: bytes) -> tuple[int, str, int, bool] | None:
+    """Read a whole HTTP/1.1 answer: status, version, generation, and whether the connection stays; None: not yet."""
+    end = received.find(b"\r\n\r\n")
+    if end < 0:
+        return None
+    head, rest = received[:end] + b"\r\n", received[end + 4 :]
+    names = head.lower()
+    if _value(head, names, b"transfer-encoding").lower() == b"chunked":
+        if not rest.endswith(b"0\r\n\r\n"):
+            return None
+    elif len(rest) < int(_value(head, names, b"content-length") or 0):
+        return None
+    version, generation = _value(head, names, b"x-model-version"), _value(head, names, b"x-generation")
+    keeps_open = _value(head, names, b"connection").lower() != b"close"
+    return int(head[9:12]), version.decode(), int(generation or -1), keeps_open
+
+
+def _value(head: bytes, names: bytes, name: bytes) -> bytes:
+    """Return the value of a header; `names` is `head` in lower case."""
+    start = names.find(b"\r\n" + name + b": ")
+    if start < 0:
+        return b""
+    start += len(name) + 4
+    return head[start : head.index(b"\r\n", start)]
 
 
 def main() -> None:
+    """Run the driver; what it is told stands in the arguments."""
     url, body, record, connections, rate = sys.argv[1:]
-    driver = _Driver(url, Path(body).read_bytes(), int(connections), float(rate))
-    asyncio.run(driver.run())
-    Path(record).write_text(json.dumps([dataclasses.astuple(answer) for answer in driver.answers]))
+
+    async def drive() -> list[Answer]:
+        driver = _Driver(url, Path(body).read_bytes(), int(connections), float(rate))
+        await driver.run(int(connections))
+        return driver.answers
+
+    answers = uvloop.run(drive())
+    Path(record).write_text(json.dumps([dataclasses.astuple(answer) for answer in answers]))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import structlog
 
 from serve_app.adapters import trial_worker
 from serve_app.adapters.trial_messages import READY_LINE, TrialAnswer, TrialJob, Verdict
+from serve_app.config import SourceConfig
 from serve_app.domain.errors import SourceError, TrialError, UnknownFamilyError
 from serve_app.domain.reload import VersionRef
 from serve_app.usecases.load_model import LoadPolicy
@@ -39,9 +40,7 @@ log = structlog.get_logger(__name__)
 class TrialSettings:
     """Where the bundles of a family lie, and what the operator asks of them."""
 
-    source_kind: str
-    root: str
-    manifest_name: str
+    source: SourceConfig
     policy: LoadPolicy
 
 
@@ -155,7 +154,7 @@ class _Worker:
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     bufsize=0,
-                    start_new_session=True,
+                    process_group=0,
                     env=_environment(),
                 )
             )
@@ -236,9 +235,7 @@ def _job(version: str, settings: TrialSettings, limits: TrialLimits, niceness: i
         models_type=policy.models_type,
         default_loader=policy.default_loader,
         allowed_pickle_loaders=policy.allowed_pickle_loaders,
-        source_kind=settings.source_kind,
-        root=str(Path(settings.root).absolute()),
-        manifest_name=settings.manifest_name,
+        source=settings.source,
         timeout_s=limits.timeout_s,
         memory_bytes=limits.memory_bytes,
         niceness=niceness,

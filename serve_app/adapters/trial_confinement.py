@@ -10,6 +10,7 @@ import os
 import resource
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,17 +24,42 @@ _SET_PDEATHSIG, _SET_CHILD_SUBREAPER = 1, 36
 
 
 def lower_priority(niceness: int) -> None:
-    """Let this process, the first of its session, and those it starts stand back behind the ones that serve."""
+    """Let this process and those it starts stand back behind the ones that serve.
+
+    Where the kernel groups sessions, niceness counts within a session only: so it must be one with them.
+    """
     os.nice(max(0, niceness - os.nice(0)))
     if sys.platform != "linux":
         return
-    # Where the kernel groups sessions, niceness counts within a session only, and the session has one of its own.
-    with contextlib.suppress(OSError):
-        Path("/proc/self/autogroup").write_text(str(niceness))
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     with contextlib.suppress(OSError, psutil.Error):
         psutil.Process().ionice(psutil.IOPRIO_CLASS_IDLE)
+
+
+def use_idle_time_only() -> None:
+    """Run only while nobody else wants the processor.
+
+    A low niceness is not enough. The kernel lets whoever has a processor keep it for some milliseconds, and a request
+    that wakes a serving process waits for that; from a task of the class IDLE it is taken at once.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
+
+def hasten(pid: int) -> None:
+    """Take a process out of the class IDLE again, where this user may: without a privilege the kernel refuses it."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(pid, os.SCHED_BATCH, os.sched_param(0))
+
+
+def has_idle_time(within_s: float) -> bool:
+    """Look for `within_s` seconds whether any processor is idle for some of that time."""
+    before = psutil.cpu_times().idle
+    time.sleep(within_s)
+    return bool(psutil.cpu_times().idle > before)
 
 
 def adopt_orphans() -> None:
@@ -41,15 +67,19 @@ def adopt_orphans() -> None:
     _prctl(_SET_CHILD_SUBREAPER, 1)
 
 
-def confine(*, parent_pid: int, niceness: int, memory_bytes: int, cpu_seconds: int) -> None:
+def confine(
+    *, parent_pid: int, niceness: int, only_idle_time: bool, memory_bytes: int, cpu_seconds: int
+) -> None:
     """Bound this process, a fresh fork that is about to run the code of a bundle, and those that it starts.
 
     The memory that counts is watched from outside (`Watch`). The limit here only stops an allocation that is
     so quick or so big that nobody could watch it. It is on data, not on address space: libraries reserve far more
     addresses than they use.
     """
-    os.setsid()
+    os.setpgid(0, 0)
     lower_priority(niceness)
+    if only_idle_time:
+        use_idle_time_only()
     _prctl(_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:  # it died before the line above
         os._exit(1)

@@ -4,6 +4,7 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict
 
+from serve_app.config import SourceConfig
 from serve_app.domain.reload import VersionRef
 
 READY_LINE = b"ready\n"
@@ -31,9 +32,7 @@ class TrialJob(_Message):
     models_type: str
     default_loader: str
     allowed_pickle_loaders: tuple[str, ...]
-    source_kind: str
-    root: str
-    manifest_name: str
+    source: SourceConfig
     timeout_s: float
     memory_bytes: int
     niceness: int

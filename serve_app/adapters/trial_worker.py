@@ -19,10 +19,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from serve_app.adapters.trial_confinement import MAX_PROCESSES, Watch, adopt_orphans, confine, end_all, lower_priority
+from serve_app.adapters.trial_confinement import (
+    MAX_PROCESSES,
+    Watch,
+    adopt_orphans,
+    confine,
+    end_all,
+    has_idle_time,
+    hasten,
+    lower_priority,
+)
 from serve_app.adapters.trial_messages import READY_LINE, TrialAnswer, TrialJob, Verdict
 from serve_app.domain.errors import ServeAppError, SourceError
 from serve_app.domain.reload import VersionRef
@@ -39,6 +47,9 @@ NICENESS = 5
 _INPUT, _OUTPUT, _ERRORS, _RESULT = 0, 1, 2, 3
 _TICK_MS, _IDLE_TICK_MS, _ENDING_TICK_MS = 50, 1000, 5
 _TREE_PERIOD_S = 0.5
+_IDLE_LOOK_S = 0.05
+_PATIENCE_S = 1.0
+"""How long a job may wait for a processor that nobody else wants, before it is let compete for one."""
 _READ_OUTPUT_BYTES, _KEPT_OUTPUT_CHARACTERS = 16_384, 4096
 _MAX_MESSAGE = 16_384
 _CHUNK_BYTES = 1 << 16
@@ -208,6 +219,7 @@ def _watch(job: TrialJob, job_pid: int, result: _Ends, output: _Ends, parent_pid
     for descriptor in (_INPUT, result.descriptor, output.descriptor):
         poller.register(descriptor, select.POLLIN)
     watch = Watch(job_pid)
+    is_patient = True
     started_s = looked_s = time.monotonic()
     while True:
         ready = {descriptor for descriptor, _ in poller.poll(_TICK_MS if result.is_open else _ENDING_TICK_MS)}
@@ -222,6 +234,9 @@ def _watch(job: TrialJob, job_pid: int, result: _Ends, output: _Ends, parent_pid
         if result.content.endswith(b"\n") or has_ended:
             return
         now_s = time.monotonic()
+        if is_patient and now_s - started_s > _PATIENCE_S and watch.processor_wait_s() > _PATIENCE_S:
+            is_patient = False
+            hasten(job_pid)
         _check_time(job, watch, now_s - started_s)
         _check_memory(job, watch.job_bytes())
         if now_s - looked_s > _TREE_PERIOD_S:
@@ -268,7 +283,13 @@ def _be_the_job(
         os.dup2(result, _RESULT, inheritable=False)
         os.closerange(_RESULT + 1, os.sysconf("SC_OPEN_MAX"))
         cpu_seconds = math.ceil(job.timeout_s * BUSY_FACTOR * (os.cpu_count() or 1)) + 1
-        confine(parent_pid=worker_pid, niceness=job.niceness, memory_bytes=job.memory_bytes, cpu_seconds=cpu_seconds)
+        confine(
+            parent_pid=worker_pid,
+            niceness=job.niceness,
+            only_idle_time=job.niceness > 0 and has_idle_time(_IDLE_LOOK_S),
+            memory_bytes=job.memory_bytes,
+            cpu_seconds=cpu_seconds,
+        )
         faulthandler.enable(file=_ERRORS)
         answer = _try_out(job, loaders)
         sys.stdout.flush()
@@ -280,12 +301,12 @@ def _be_the_job(
 
 def _try_out(job: TrialJob, loaders: "Mapping[str, Loader]") -> TrialAnswer:
     from serve_app.adapters.clock import SystemClock
-    from serve_app.adapters.sources import SOURCES
+    from serve_app.adapters.sources import make_source
     from serve_app.usecases.load_model import LoadPolicy, load_model
 
     policy = LoadPolicy(job.family, job.models_type, job.default_loader, job.allowed_pickle_loaders)
     try:
-        source = SOURCES[job.source_kind](Path(job.root), manifest_name=job.manifest_name)
+        source = make_source(job.source, family=job.family, models_type=job.models_type)
         facts = load_model(source, job.version, policy=policy, loaders=loaders, clock=SystemClock()).facts
     except SourceError as error:
         return TrialAnswer(verdict=Verdict.SOURCE_ERROR, message=str(error)[:_MAX_MESSAGE])

@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from serve_app.cli.ports import LOOPBACK
-from serve_app.config import AppConfig
+from serve_app.config import AppConfig, DirectoryConfig
 from serve_app.domain.errors import ConfigError
 
 OUR_APPLICATIONS = "serve_app."
@@ -65,11 +65,12 @@ def localise(document: dict[str, Any], *, port: int, state_dir: Path) -> dict[st
 
 
 def default_model_root(document: dict[str, Any], state_dir: Path) -> tuple[str, Path] | None:
-    """Return the family that answers by default and the directory of its versions, of the first application of ours."""
+    """Return the family that answers by default and the directory of its versions, if it has one, of our first application."""
     for application in document["applications"]:
         if _is_ours(application):
             config = AppConfig.parse({**(application.get("args") or {}), "state_dir": str(state_dir)})
-            return config.default_family_name, config.source_root(config.default_family_name)
+            source = config.source(config.default_family_name)
+            return (config.default_family_name, Path(source.root)) if isinstance(source, DirectoryConfig) else None
     return None
 
 

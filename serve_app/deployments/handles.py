@@ -16,41 +16,44 @@ from serve_app.domain.status import ReplicaStatus
 GATEWAY: Final = "gateway"
 RECONCILER: Final = "reconciler"
 CONTROL_TIMEOUT_S: Final = 5.0
-RUNNING: Final = "RUNNING"
-"""What Serve calls a replica that it routes to."""
 log = structlog.get_logger(__name__)
 
 
 async def ask_all(handle: DeploymentHandle[Any], method: str, *args: Any) -> list[Any]:
     """Call a method on every routable replica; those that do not answer in time, or raise, are left out."""
+    answers = await _ask_each(handle, method, *args)
+    return [answer for answer in answers if not isinstance(answer, BaseException)]
+
+
+async def _ask_each(handle: DeploymentHandle[Any], method: str, *args: Any) -> list[Any]:
+    """Call a method on every routable replica, and return what each answered or why it did not."""
     try:
-        answers = await handle.broadcast(method, *args).results_async(
-            timeout_s=CONTROL_TIMEOUT_S, return_exceptions=True
+        return list(
+            await handle.broadcast(method, *args).results_async(timeout_s=CONTROL_TIMEOUT_S, return_exceptions=True)
         )
     except Exception as error:  # no replica at all, or the deployment is not known yet
         log.debug("nobody answers", deployment=handle.deployment_name, method=method, reason=str(error))
         return []
-    return [answer for answer in answers if not isinstance(answer, BaseException)]
 
 
 class HandleFleet:
     """All model replicas, by family; implements `Fleet`."""
 
-    def __init__(self, pools: Mapping[str, Mapping[str, DeploymentHandle[Any]]], app_name: str) -> None:
+    def __init__(self, pools: Mapping[str, Mapping[str, DeploymentHandle[Any]]]) -> None:
         self._pools = pools
-        self._app_name = app_name
 
     async def statuses(self, family: str) -> list[ReplicaStatus]:
         """See `Fleet.statuses`."""
         return await self._ask(family, "status")
 
     async def routable(self, family: str) -> int:
-        """See `Fleet.routable`: what Serve counts as running."""
-        names = {handle.deployment_name for handle in self._pools[family].values()}
-        status = await asyncio.to_thread(serve.status)
-        deployments = status.applications[self._app_name].deployments
-        found = [deployments[name].replica_states for name in names if name in deployments]
-        return sum(count for states in found for state, count in states.items() if state == RUNNING)
+        """See `Fleet.routable`: those that Serve tells every router of, whether they answer or not.
+
+        `serve.status` would say the same, after a quarter of a second of this process and the controller on a busy
+        machine: it describes the whole cluster.
+        """
+        groups = await asyncio.gather(*(_ask_each(handle, "status") for handle in self._pools[family].values()))
+        return sum(map(len, groups))
 
     async def prepare(self, family: str, refs: Sequence[VersionRef]) -> None:
         """See `Fleet.prepare`."""
@@ -59,6 +62,10 @@ class HandleFleet:
     async def hold(self, family: str, refs: Sequence[VersionRef]) -> None:
         """See `Fleet.hold`."""
         await self._ask(family, "hold", tuple(refs))
+
+    async def evict(self, family: str, ref: VersionRef) -> None:
+        """See `Fleet.evict`."""
+        await self._ask(family, "evict", ref.version)
 
     async def _ask(self, family: str, method: str, *args: Any) -> list[Any]:
         groups = await asyncio.gather(*(ask_all(handle, method, *args) for handle in self._pools[family].values()))
@@ -123,6 +130,10 @@ class HandleControlPlane:
             "rollback", wait_s + CONTROL_TIMEOUT_S, family, to=to, actor=actor, wait_s=wait_s
         )
         return operation
+
+    async def look(self, family: str) -> None:
+        """See `ControlPlane.look`."""
+        await self._call("look", CONTROL_TIMEOUT_S, family)
 
     async def operation(self, operation_id: str) -> Operation | None:
         """See `ControlPlane.operation`."""

@@ -21,7 +21,7 @@ from serve_app.adapters.loaders import LOADERS
 from serve_app.adapters.log_setup import set_up_logging
 from serve_app.adapters.process_memory import ProcessMemory
 from serve_app.adapters.prometheus_metrics import MetricSnapshot, ReplicaMetrics, snapshot
-from serve_app.adapters.sources import SOURCES
+from serve_app.adapters.sources import make_source
 from serve_app.config import AppConfig, PoolConfig, ReplicaUserConfig
 from serve_app.deployments.handles import RECONCILER, HandleControlPlane
 from serve_app.domain.errors import ConfigError, UnavailableError, UnknownVersionError
@@ -54,8 +54,9 @@ class ModelReplica:
         self._id, self._app_name = context.replica_id.unique_id, context.app_name
         set_up_logging(config.logging.level, family=family, pool=pool.name, replica=self._id)
         self._metrics = ReplicaMetrics(family, pool.name)
+        self._source = make_source(config.source(family), family=family, models_type=settings.models_type)
         self._models = ResidentModels(
-            SOURCES[settings.source.kind](config.source_root(family), manifest_name=settings.source.manifest_name),
+            self._source,
             policy=LoadPolicy(family, settings.models_type, settings.loader, config.security.allow_pickle_loaders),
             loaders=LOADERS,
             clock=SystemClock(),
@@ -121,6 +122,10 @@ class ModelReplica:
         self._models.cancel_others(versions)
         self._start(self._let_go(refs))
 
+    async def evict(self, version: str) -> None:
+        """Let go of a version now, unless it is one to hold."""
+        await self._models.evict(version)
+
     async def _load_all(self, refs: Sequence[VersionRef]) -> None:
         """Load all, in this order; all are known at once, so that `hold` can cancel those that still wait."""
         outcomes = await asyncio.gather(
@@ -134,6 +139,7 @@ class ModelReplica:
 
     async def _let_go(self, refs: tuple[VersionRef, ...]) -> None:
         await asyncio.to_thread(self._last_known.write, HeldVersions(refs=refs))
+        await asyncio.to_thread(self._source.keep, [ref.version for ref in refs])
         await self._models.release()
 
     def _count_load(self, slot: Slot) -> None:

@@ -10,7 +10,7 @@ from ray.serve.handle import DeploymentHandle
 from serve_app.adapters.clock import SystemClock
 from serve_app.adapters.log_setup import set_up_logging
 from serve_app.adapters.prometheus_metrics import MetricSnapshot, ReloadMetrics, snapshot
-from serve_app.adapters.sources import SOURCES
+from serve_app.adapters.sources import make_source
 from serve_app.adapters.state_store import SqlStateStore
 from serve_app.adapters.trial import SubprocessTrial, TrialSettings
 from serve_app.config import AppConfig
@@ -19,6 +19,7 @@ from serve_app.domain.errors import ServeAppError
 from serve_app.domain.following import FollowRule
 from serve_app.domain.reload import AuditEntry, KnownVersion, Operation, RoutingTable, VersionRef
 from serve_app.usecases.control_versions import ControlledFamily, VersionControl
+from serve_app.usecases.follow_source import SourceFollower
 from serve_app.usecases.keep_state import StateKeeper
 from serve_app.usecases.load_model import LoadPolicy
 from serve_app.usecases.ports import TrialLimits
@@ -39,13 +40,20 @@ class Reconciler:
         self._tick_s = config.reconciler.tick_s
         self._metrics = ReloadMetrics(config.families)
         clock = SystemClock()
-        fleet, gateways = HandleFleet(pools, context.app_name), HandleGateways(context.app_name)
+        fleet, gateways = HandleFleet(pools), HandleGateways(context.app_name)
         self._trial = SubprocessTrial({name: _trial_settings(config, name) for name in config.families})
         self._keeper = StateKeeper(SqlStateStore(config.store_url))
         families = {
             name: ControlledFamily(
-                source=SOURCES[family.source.kind](config.source_root(name), manifest_name=family.source.manifest_name),
-                rule=FollowRule(family.reload.mode, family.reload.interval_s),
+                source=source,
+                follower=SourceFollower(
+                    name,
+                    source,
+                    FollowRule(family.reload.mode, family.reload.interval_s),
+                    fleet=fleet,
+                    clock=clock,
+                    meter=self._metrics,
+                ),
                 reloader=ModelReloader(
                     name,
                     ReloadPolicy(TrialLimits(family.trial.timeout_s, family.trial.memory_bytes), family.load_timeout_s),
@@ -58,6 +66,7 @@ class Reconciler:
                 ),
             )
             for name, family in config.families.items()
+            for source in [make_source(config.source(name), family=name, models_type=family.models_type)]
         }
         self._control = VersionControl(
             families,
@@ -110,7 +119,7 @@ class Reconciler:
                 log.error("family not reconciled", family=family, reason=str(error))
             except Exception:
                 log.exception("family not reconciled", family=family)
-            await asyncio.sleep(self._tick_s)
+            await self._control.turn(family, self._tick_s)
 
     async def table(self) -> RoutingTable:
         """What gateways are to follow."""
@@ -127,6 +136,10 @@ class Reconciler:
     async def rollback(self, family: str, **wish: Any) -> Operation:
         """See `ControlPlane.rollback`."""
         return await self._control.rollback(family, **wish)
+
+    async def look(self, family: str) -> None:
+        """See `ControlPlane.look`."""
+        await self._control.look(family)
 
     async def operation(self, operation_id: str) -> Operation | None:
         """See `ControlPlane.operation`."""
@@ -157,8 +170,6 @@ class Reconciler:
 def _trial_settings(config: AppConfig, name: str) -> TrialSettings:
     family = config.families[name]
     return TrialSettings(
-        source_kind=family.source.kind,
-        root=str(config.source_root(name)),
-        manifest_name=family.source.manifest_name,
+        source=config.source(name),
         policy=LoadPolicy(name, family.models_type, family.loader, config.security.allow_pickle_loaders),
     )

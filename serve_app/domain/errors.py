@@ -48,6 +48,19 @@ class SourceError(ServeAppError):
     """A source of bundles cannot be read now; what is served stays as it is."""
 
 
+class VersionNotFoundError(SourceError):
+    """The source can be read, but has no such version; `known` are those it has."""
+
+    def __init__(self, where: str, version: str, known: Sequence[str]) -> None:
+        self.where = where
+        self.version = version
+        self.known = tuple(known)
+        super().__init__(f"expected version {version!r} in {where}, found {', '.join(known) or 'no bundle'}")
+
+    def __reduce__(self) -> tuple[type["VersionNotFoundError"], tuple[str, str, tuple[str, ...]]]:
+        return type(self), (self.where, self.version, self.known)
+
+
 class GoldenMismatchError(ServeAppError):
     """A loaded model does not reproduce the outputs stored in its bundle."""
 

@@ -9,7 +9,9 @@ from serve_app.domain.status import ReplicaStatus
 
 CURRENT = "current"
 RETRY_DELAYS_S = (5.0, 10.0, 30.0, 60.0)
-"""Waiting times after a source could not be read while there is nothing to serve; the last one repeats."""
+"""Waiting times after a source could not be read; the last one repeats."""
+RETRY_JITTER = 0.1
+"""Share by which a waiting time is longer or shorter by chance, so that servers do not come back all at once."""
 
 
 class ReloadMode(StrEnum):
@@ -56,3 +58,9 @@ def asked_interval_s(facts: Mapping[str, Any], rule: FollowRule) -> float:
     """Return the interval that a manifest's `sidecar.poll_interval_seconds` asks for, else the rule's."""
     sidecar = facts.get("sidecar")
     return float(sidecar["poll_interval_seconds"]) if sidecar else rule.interval_s
+
+
+def retry_delay_s(n_failed: int, *, dice: float) -> float:
+    """Return the seconds to wait after `n_failed` failures before this one; `dice` is uniform in [0, 1)."""
+    delay_s = RETRY_DELAYS_S[min(n_failed, len(RETRY_DELAYS_S) - 1)]
+    return delay_s * (1 - RETRY_JITTER + 2 * RETRY_JITTER * dice)

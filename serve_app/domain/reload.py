@@ -13,6 +13,7 @@ from enum import StrEnum
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from serve_app.domain.errors import ServeAppError
+from serve_app.domain.source_status import SourceStatus
 
 
 class Phase(StrEnum):
@@ -180,11 +181,13 @@ class RoutingTable(_Document):
     """What the gateways follow. A table with a lower generation than the one in use is ignored.
 
     `troubles` says for a family why it has not what it should follow: the source is away, the candidate was refused.
+    `sources` says how the source of each family is.
     """
 
     generation: int = 0
     routes: dict[str, Route] = {}
     troubles: dict[str, str] = {}
+    sources: dict[str, SourceStatus] = {}
 
 
 KEPT_FAILURES = 50

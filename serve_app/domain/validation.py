@@ -22,12 +22,14 @@ def _is_echo(problem: dict[str, Any]) -> bool:
 
 def _sentence(problem: dict[str, Any], model: type[BaseModel]) -> str:
     loc: tuple[int | str, ...] = problem["loc"]
-    path = ".".join(str(part) for part in loc) or "document"
+    path = ".".join(_walk(model, loc)[0]) or "document"
     if problem["type"] == "extra_forbidden":
         known = _fields_at(model, loc[:-1])
         return f"{path}: unknown key{nearest(str(loc[-1]), known)}; known: {', '.join(sorted(known))}"
     if problem["type"] == "missing":
         return f"{path}: missing"
+    if problem["type"] == "union_tag_invalid":
+        return f"{path}.kind: expected {problem['ctx']['expected_tags']}, found {problem['ctx']['tag']!r}"
     message: str = problem["msg"]
     if problem["type"] == "value_error":
         said = message.removeprefix("Value error, ")
@@ -49,25 +51,48 @@ def _shown(value: Any) -> str:
 
 def _fields_at(model: type[BaseModel], path: tuple[int | str, ...]) -> set[str]:
     """Return the field names of the model that stands at `path` inside `model`; empty where none stands."""
+    here = _walk(model, path)[1]
+    return set(here.model_fields) if _is_model(here) else set()
+
+
+def _walk(model: type[BaseModel], path: tuple[int | str, ...]) -> tuple[list[str], Any]:
+    """Go along `path`: return its parts without the tags that pydantic puts in for a choice of models, and the end."""
     here: Any = model
+    shown: list[str] = []
     for part in path:
+        if (choice := _tagged(here)) and part in choice:
+            here = choice[str(part)]
+            continue
+        shown.append(str(part))
         if _is_model(here) and isinstance(part, str) and part in here.model_fields:
             here = here.model_fields[part].annotation
         elif typing.get_origin(here) in (dict, tuple, list) or typing.get_args(here):
             here = typing.get_args(here)[-1 if typing.get_origin(here) is not tuple else 0]
         else:
-            return set()
+            here = None
         here = _unwrapped(here)
-    return set(here.model_fields) if _is_model(here) else set()
+    return shown, here
+
+
+def _tagged(annotation: Any) -> dict[str, type[BaseModel]]:
+    """Return the models of a choice by the tag in their field `kind`; empty for anything else."""
+    return {
+        arg.model_fields["kind"].default: arg
+        for member in typing.get_args(annotation)
+        if _is_model(arg := _unwrapped(member)) and "kind" in arg.model_fields
+    }
 
 
 def _unwrapped(annotation: Any) -> Any:
-    """Take the model out of `X | None` and `Annotated[X, …]`."""
+    """Take the model out of `X | None` and `Annotated[X, …]`; a choice of several stays."""
     while typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated):
         if typing.get_origin(annotation) is typing.Annotated:
             annotation = typing.get_args(annotation)[0]
-        else:
-            annotation = next(arg for arg in typing.get_args(annotation) if arg is not type(None))
+            continue
+        some = [arg for arg in typing.get_args(annotation) if arg is not type(None)]
+        if len(some) > 1:
+            return annotation
+        annotation = some[0]
     return annotation
 
 

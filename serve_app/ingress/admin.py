@@ -13,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
-from serve_app.config import AppConfig
+from serve_app.config import AppConfig, DirectoryConfig, SourceConfig
 from serve_app.domain.access import FailureTable
 from serve_app.domain.errors import InvalidInputError, ServeAppError, UnknownFamilyError
 from serve_app.domain.reload import Operation, Outcome
@@ -64,7 +64,7 @@ class Admin:
                 admission, token_header=security.token_header, client_address_header=security.client_address_header
             ),
             families={
-                name: AdminFamily(models_dir=family.source.root, models_type=family.models_type)
+                name: AdminFamily(models_dir=_place(family.source), models_type=family.models_type)
                 for name, family in config.families.items()
             },
             wait_s=config.admin.wait_s,
@@ -84,6 +84,11 @@ class Admin:
             return 0.0 if not wait else self.wait_s if timeout_s is None else timeout_s
 
         return wait_s
+
+
+def _place(source: SourceConfig) -> str:
+    """Name where versions come from, as the admin routes show it and take it before a version."""
+    return source.root if isinstance(source, DirectoryConfig) else f"models:/{source.model}"
 
 
 FamilyQuery = Annotated[str, Query(max_length=63, description="default: the default family")]

@@ -24,6 +24,10 @@ class StateKeeper:
         Raises:
             StoreError: It cannot be read now; the copy stays as it was.
         """
+        async with self._lock:
+            return await self._refresh()
+
+    async def _refresh(self) -> StoredState:
         self.state = await asyncio.to_thread(self._store.read)
         return self.state
 
@@ -50,7 +54,7 @@ class StateKeeper:
                 except StaleRevisionError:
                     if tries == MAX_TRIES - 1:
                         raise
-                    await self.refresh()
+                    await self._refresh()
                 else:
                     self.state = after
                     return after

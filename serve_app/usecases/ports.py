@@ -1,6 +1,6 @@
 """What the usecases need from outside, as protocols; `adapters` implements them, `tests/fakes` imitates them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ from serve_app.domain.reload import (
     VersionRef,
 )
 from serve_app.domain.signature import Signature
+from serve_app.domain.source_status import SourceStatus
 from serve_app.domain.status import ReplicaStatus
 
 
@@ -58,8 +59,36 @@ class BundleSource(Protocol):
         """
         ...
 
+    def find(self, version: str) -> BundleRef:
+        """Return one version. A registry's is copied to this machine if it is not yet; a copy needs no registry.
+
+        Raises:
+            VersionNotFoundError: The source has no such version.
+            SourceError: The source cannot be read now.
+        """
+        ...
+
+    def remembered(self) -> BundleRef | None:
+        """Return what `current` last answered, if it is here and needs no network; None where nothing is kept.
+
+        Raises:
+            SourceError: What is kept cannot be read.
+        """
+        ...
+
+    def keep(self, versions: Collection[str]) -> None:
+        """Hear which versions are live, so that their local copies are never thrown away."""
+        ...
+
+    def status(self) -> SourceStatus:
+        """Return what is known since the last access; reads nothing."""
+        ...
+
     def versions(self) -> Sequence[BundleRef]:
-        """List all bundles, newest first; a directory that is no bundle is left out."""
+        """List all bundles, newest first; a directory that is no bundle is left out.
+
+        The fingerprint of a version that was never copied from its registry is empty.
+        """
         ...
 
     def fetch(self, version: str) -> Bundle:
@@ -245,6 +274,15 @@ class ControlPlane(Protocol):
         """Go back to `to`, or to the last good version; one commit where it is still resident. Raises as `reload`."""
         ...
 
+    async def look(self, family: str) -> None:
+        """Have the source of a family looked at now, by the rules that polling has; return at once.
+
+        Raises:
+            UnknownFamilyError: No such family.
+            UnavailableError: The control plane cannot be reached.
+        """
+        ...
+
     async def operation(self, operation_id: str) -> Operation | None:
         """Return one operation, or None when it is not known."""
         ...
@@ -271,6 +309,10 @@ class Fleet(Protocol):
 
     async def prepare(self, family: str, refs: Sequence[VersionRef]) -> None:
         """Have every replica load these beside what it serves, the most important first."""
+        ...
+
+    async def evict(self, family: str, ref: VersionRef) -> None:
+        """Have every replica let go of a candidate that was given up, unless it is one of those to be held."""
         ...
 
     async def hold(self, family: str, refs: Sequence[VersionRef]) -> None:

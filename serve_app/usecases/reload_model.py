@@ -143,11 +143,13 @@ class ModelReloader:
 
     async def _give_up(self, why: str, *, blame_bundle: bool) -> None:
         change = self.record.change
-        version = change.to.version if change else "?"
+        assert change is not None, "only a change under way is given up"
         now_s = self._clock.now_s()
         await self._save(lambda record: reload.abort(record, reason=why, now_s=now_s, blame_bundle=blame_bundle))
         await self._fleet.hold(self._family, reload.wanted_versions(self.record))
-        log.error("version refused", family=self._family, version=version, reason=why)
+        if change.phase is Phase.PREPARE:  # before, no replica has met it
+            await self._fleet.evict(self._family, change.to)
+        log.error("version refused", family=self._family, version=change.to.version, reason=why)
         raise ReloadError(why)
 
     async def _save(self, step: Callable[[FamilyRecord], FamilyRecord], *, committed: bool = False) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from serve_app.domain.errors import NoModelError, UnknownFamilyError, UnknownVersionError
 from serve_app.domain.reload import RoutingTable
 from serve_app.domain.signature import Signature
+from serve_app.domain.source_status import SourceStatus
 from serve_app.domain.status import LoadedVersion, ReplicaStatus
 from serve_app.usecases.coalesce_requests import BatchLimits, Coalescer
 from serve_app.usecases.ports import PredictClient
@@ -108,6 +109,10 @@ class RequestRouter:
         found = (v for status in self.statuses(family) for v in status.versions if v.version == version)
         return next(found, None)
 
+    def source(self, family: str) -> SourceStatus | None:
+        """Return how the source of a family is, or None while the control plane has not told."""
+        return self._table.sources.get(family)
+
     def last_error(self, family: str) -> str | None:
         """Return why the family has not what it should follow and what last went wrong on its replicas, or None."""
         told = [self._table.troubles.get(family), *(status.last_error for status in self.statuses(family))]
@@ -144,7 +149,8 @@ class RequestRouter:
         """
         if table.generation < self._table.generation:
             return []
-        self._table = table
+        # A table that a commit pushed says nothing of the sources; the next one that is pulled does.
+        self._table = table if table.sources else table.model_copy(update={"sources": self._table.sources})
         changed = []
         for family, route in table.routes.items():
             present = self._targets.get(family)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from serve_app.adapters.trial import SubprocessTrial, TrialSettings
+from serve_app.config import DirectoryConfig
 from serve_app.domain.errors import SourceError, TrialError, UnknownFamilyError
 from serve_app.domain.reload import VersionRef
 from serve_app.usecases.load_model import LoadPolicy
@@ -37,7 +38,7 @@ async def stage(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     directory = write_iris(tmp_path, "good")
     write_iris(tmp_path, "raising", Kind.RAISING)
     policy = LoadPolicy("iris", "classification", "sklearn_targets", ("sklearn_targets",))
-    real = SubprocessTrial({"iris": TrialSettings("local_directory", str(tmp_path), "manifest.json", policy)})
+    real = SubprocessTrial({"iris": TrialSettings(DirectoryConfig(root=str(tmp_path)), policy)})
     yield Stage(real, hashlib.sha256((directory / "manifest.json").read_bytes()).hexdigest())
     await real.close()
 

@@ -1,8 +1,9 @@
 """A source of bundles in memory."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from serve_app.domain.errors import SourceError
+from serve_app.domain.errors import VersionNotFoundError
+from serve_app.domain.source_status import SourceStatus
 from serve_app.domain.versions import CURRENT
 from serve_app.usecases.ports import Bundle, BundleRef
 
@@ -12,6 +13,8 @@ class FakeBundleSource:
 
     def __init__(self, *bundles: Bundle) -> None:
         self.error: Exception | None = None
+        self.remembers = False
+        self.kept: tuple[str, ...] = ()
         self.n_fetched = 0
         self._bundles: dict[str, Bundle] = {}
         self._current: str | None = None
@@ -35,6 +38,26 @@ class FakeBundleSource:
         version = self._current_version()
         return None if version is None else self._ref(self._bundles[version])
 
+    def find(self, version: str) -> BundleRef:
+        """Return one version."""
+        self._maybe_fail()
+        if version not in self._bundles:
+            raise VersionNotFoundError("the fake source", version, sorted(self._bundles))
+        return self._ref(self._bundles[version])
+
+    def remembered(self) -> BundleRef | None:
+        """Return what `current` is, though the source be away, once `remembers` is set."""
+        version = self._current_version()
+        return self._ref(self._bundles[version]) if self.remembers and version is not None else None
+
+    def keep(self, versions: Collection[str]) -> None:
+        """Note them."""
+        self.kept = tuple(versions)
+
+    def status(self) -> SourceStatus:
+        """Return the kind alone."""
+        return SourceStatus(kind="fake")
+
     def versions(self) -> Sequence[BundleRef]:
         """List all, newest first."""
         self._maybe_fail()
@@ -47,7 +70,7 @@ class FakeBundleSource:
         self.n_fetched += 1
         wanted = self._current_version() if version == CURRENT else version
         if wanted is None or wanted not in self._bundles:
-            raise SourceError(f"expected version {version!r}, found {', '.join(sorted(self._bundles)) or 'no bundle'}")
+            raise VersionNotFoundError("the fake source", version, sorted(self._bundles))
         return self._bundles[wanted]
 
     def _current_version(self) -> str | None:

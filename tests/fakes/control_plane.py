@@ -24,6 +24,7 @@ class FakeControlPlane:
         self.is_held = False
         self.asked: list[dict[str, Any]] = []
         self.entries: list[AuditEntry] = []
+        self.looked: list[str] = []
         self.generation = 0
         self._on_commit = on_commit
         self._known: dict[str, list[KnownVersion]] = {family: [] for family in families}
@@ -56,6 +57,12 @@ class FakeControlPlane:
         if wanted is None:
             raise UnknownVersionError(family, "last good", [])
         return await self._change(family, wanted, "rollback", actor, f"rollback to {wanted}", wait_s)
+
+    async def look(self, family: str) -> None:
+        """Note that the source was to be looked at."""
+        self._maybe_fail()
+        self._known_of(family)
+        self.looked.append(family)
 
     async def operation(self, operation_id: str) -> Operation | None:
         """Return an operation."""

@@ -70,6 +70,12 @@ class FakeFleet:
                 elif ref.digest not in self.hangs:
                     self.held[i][ref.version] = ref
 
+    async def evict(self, family: str, ref: VersionRef) -> None:
+        """See `Fleet.evict`."""
+        self.log.append(f"evict {ref.version}")
+        for replica in self.held:
+            replica.pop(ref.version, None)
+
     async def hold(self, family: str, refs: Sequence[VersionRef]) -> None:
         """See `Fleet.hold`."""
         self.log.append("hold " + " ".join(ref.version for ref in refs))

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from serve_app.config import AppConfig, ReplicaUserConfig
+from serve_app.config import AppConfig, DirectoryConfig, ReplicaUserConfig
 from serve_app.domain.errors import ConfigError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -44,12 +44,12 @@ def test_smallest_document_gets_the_defaults() -> None:
     assert (family.loader, family.required) == ("sklearn_targets", True)
     assert config.security.allow_pickle_loaders == ()
     assert config.limits.max_body_bytes == 4 << 20
-    assert config.source_root("forecaster") == Path(".serve-app/models/forecaster")
+    assert config.source("forecaster") == DirectoryConfig(root=".serve-app/models/forecaster")
 
 
 def test_absolute_root_of_a_source_is_kept() -> None:
     config = AppConfig.parse(put("families.forecaster.source.root", "/srv/models"))
-    assert config.source_root("forecaster") == Path("/srv/models")
+    assert config.source("forecaster") == DirectoryConfig(root="/srv/models")
 
 
 def test_first_family_is_the_default_family() -> None:
@@ -113,7 +113,7 @@ def test_unknown_key_is_named_with_its_path_and_the_nearest_right_one(path: str,
         (
             "families.forecaster.source.kind",
             "ftp",
-            "families.forecaster.source.kind: expected 'local_directory', found",
+            "families.forecaster.source.kind: expected 'local_directory', 'mlflow_registry', found",
         ),
         ("families.forecaster.pools", [], "families.forecaster.pools: expected a tuple to have at least 1 item"),
         ("families.forecaster.pools.0.name", "GPU 1", "pools.0.name: expected a string to match pattern"),

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from serve_app.config import RELOAD_TOKEN_NAME, AppConfig
+from serve_app.config import RELOAD_TOKEN_NAME, AppConfig, DirectoryConfig
 from serve_app.config_env import with_overrides
 from serve_app.domain.access import Scope
 from serve_app.domain.errors import ConfigError
@@ -43,11 +43,9 @@ def test_environment_changes_nothing_unless_it_is_allowed() -> None:
 def test_every_variable_reaches_what_it_speaks_of() -> None:
     config = overridden(ALL)
     family, other = config.families["forecaster"], config.families["iris"]
-    assert config.source_root("forecaster") == Path("/models/current")
-    assert (family.models_type, family.source.manifest_name) == ("ranking", "bundle.json")
-    assert (other.models_type, other.source.manifest_name, other.source.root) == (
-        "regression", "manifest.json", "models/iris",
-    )  # fmt: skip
+    assert config.source("forecaster") == DirectoryConfig(root="/models/current", manifest_name="bundle.json")
+    assert (family.models_type, other.models_type) == ("ranking", "regression")
+    assert other.source == DirectoryConfig(root="models/iris")
     for each in (family, other):
         assert (each.reload.mode, each.reload.interval_s) == (ReloadMode.ENDPOINT, 2.5)
         assert each.residency.max_versions == 3
@@ -64,7 +62,7 @@ def test_first_family_is_meant_where_none_is_named_as_default() -> None:
 
 @pytest.mark.parametrize(("said", "root"), [(".", "/srv/here"), ("models", "/srv/here/models"), ("/m/../n", "/n")])
 def test_relative_base_directory_counts_from_the_working_directory(said: str, root: str) -> None:
-    assert overridden({"MODELS_BASE_DIR": said}).source_root("forecaster") == Path(root)
+    assert overridden({"MODELS_BASE_DIR": said}).source("forecaster") == DirectoryConfig(root=root)
 
 
 def test_what_the_environment_leaves_out_stays_and_the_document_is_not_touched() -> None:

@@ -1,19 +1,30 @@
-"""Where bundles come from, by the name that the configuration uses."""
+"""Where bundles come from."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
 
 from serve_app.adapters.sources.local_directory import LocalDirectorySource
+from serve_app.config import DirectoryConfig, SourceConfig
 from serve_app.usecases.ports import BundleSource
 
 
-class MakeSource(Protocol):
-    """Makes a source over `root`, whose manifests have the given name."""
+def make_source(config: SourceConfig, *, family: str, models_type: str) -> BundleSource:
+    """Make the source of a family, its paths as they stand in `config`; nothing is read yet."""
+    if isinstance(config, DirectoryConfig):
+        return LocalDirectorySource(Path(config.root), manifest_name=config.manifest_name)
+    from serve_app.adapters.sources.mlflow_registry import MlflowRegistrySource
+    from serve_app.adapters.sources.registry_settings import RegistrySettings, Selector
 
-    def __call__(self, root: Path, *, manifest_name: str) -> BundleSource:
-        """Make it; nothing is read yet."""
-        ...
-
-
-SOURCES: Mapping[str, MakeSource] = {"local_directory": LocalDirectorySource}
+    kind, value = config.selector
+    return MlflowRegistrySource(
+        RegistrySettings(
+            family=family,
+            models_type=models_type,
+            tracking_uri=config.tracking_uri,
+            model=config.model,
+            selector=Selector(kind, value),
+            cache_dir=Path(config.cache_dir or ""),
+            max_cache_bytes=config.max_cache_bytes,
+            timeout_s=config.timeout_s,
+            artifacts_timeout_s=config.artifacts_timeout_s,
+        )
+    )

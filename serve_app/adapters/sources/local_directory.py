@@ -2,13 +2,14 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from pathlib import Path
 
 from serve_app.adapters.bundle_reader import DEFAULT_MAX_BYTES, read_bundle, read_manifest_bytes, resolved
-from serve_app.domain.errors import BundleError, ManifestError, SourceError
+from serve_app.domain.errors import BundleError, ManifestError, SourceError, VersionNotFoundError
 from serve_app.domain.manifest import MANIFEST_NAME, Manifest
+from serve_app.domain.source_status import SourceStatus
 from serve_app.domain.versions import CURRENT, RESERVED, problem_with_version, stamp_in
 from serve_app.usecases.ports import Bundle, BundleRef
 
@@ -30,6 +31,22 @@ class LocalDirectorySource:
         """Return what is current, even if its manifest is broken (then under the directory's name), or None."""
         directory = self._current_directory()
         return None if directory is None else self._ref(directory, is_current=True)
+
+    def find(self, version: str) -> BundleRef:
+        """Return one version; its manifest may be broken as long as the directory has the version's name."""
+        directory = self._directory_of(version)
+        return self._ref(directory, is_current=directory == self._current_directory())
+
+    def remembered(self) -> BundleRef | None:
+        """Return None: a directory that cannot be read has no copy elsewhere."""
+        return None
+
+    def keep(self, versions: Collection[str]) -> None:
+        """Do nothing: the directory belongs to who fills it."""
+
+    def status(self) -> SourceStatus:
+        """Return the kind alone; a directory is read anew at every call."""
+        return SourceStatus(kind="local_directory")
 
     def versions(self) -> Sequence[BundleRef]:
         """List the bundles with a readable manifest, newest first."""
@@ -77,9 +94,7 @@ class LocalDirectorySource:
             return resolved(named)
         known = {manifest.model_version: directory for directory, manifest in self._readable()}
         if version not in known:
-            raise SourceError(
-                f"expected version {version!r} in {self._root}, found {', '.join(sorted(known)) or 'no bundle'}"
-            )
+            raise VersionNotFoundError(str(self._root), version, sorted(known))
         return known[version]
 
     def _claimed(self, directory: Path) -> str | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 
 from serve_app.adapters.trial import TrialSettings
+from serve_app.config import DirectoryConfig
 from serve_app.usecases.load_model import LoadPolicy
 from serve_app.usecases.ports import TrialLimits
 
@@ -17,7 +18,7 @@ LIMITS = TrialLimits(timeout_s=60.0, memory_bytes=300 << 20)
 def settings(root: Path, *, allowed: tuple[str, ...] = ("sklearn_targets",)) -> TrialSettings:
     """Return settings for the bundles of `tests.bad_bundles` in `root`."""
     policy = LoadPolicy("iris", "classification", "sklearn_targets", allowed)
-    return TrialSettings("local_directory", str(root), "manifest.json", policy)
+    return TrialSettings(DirectoryConfig(root=str(root)), policy)
 
 
 def children() -> list[psutil.Process]:

@@ -20,6 +20,7 @@ from serve_app.domain.errors import (
 from serve_app.domain.following import FollowRule, ReloadMode
 from serve_app.domain.reload import Operation, Outcome, Phase, VersionRef
 from serve_app.usecases.control_versions import ControlledFamily, VersionControl
+from serve_app.usecases.follow_source import SourceFollower
 from serve_app.usecases.keep_state import StateKeeper
 from serve_app.usecases.ports import TrialLimits
 from serve_app.usecases.reload_model import ModelReloader, ReloadPolicy
@@ -40,6 +41,7 @@ class FakeTrial:
         self.refuses: dict[str, str] = {}
         self.gate: asyncio.Event | None = None
         self.tried: list[str] = []
+        self.tries_copies = False  # which need no source
 
     async def run(self, family: str, version: str, limits: TrialLimits) -> VersionRef:
         self.tried.append(version)
@@ -47,7 +49,11 @@ class FakeTrial:
             await self.gate.wait()
         if version in self.refuses:
             raise TrialError(self.refuses[version])
-        return VersionRef(version=version, digest=self.source.fetch(version).digest)
+        error, self.source.error = self.source.error, None if self.tries_copies else self.source.error
+        try:
+            return VersionRef(version=version, digest=self.source.fetch(version).digest)
+        finally:
+            self.source.error = error
 
 
 @dataclass
@@ -80,8 +86,17 @@ class World:
             clock=self.clock,
             meter=self.meter,
         )
+        follower = SourceFollower(
+            FAMILY,
+            self.source,
+            FollowRule(self.mode, 30.0),
+            fleet=self.fleet,
+            clock=self.clock,
+            meter=self.meter,
+            dice=lambda: 0.5,
+        )
         control = VersionControl(
-            {FAMILY: ControlledFamily(self.source, FollowRule(self.mode, 30.0), reloader)},
+            {FAMILY: ControlledFamily(self.source, follower, reloader)},
             owner=owner,
             keeper=keeper,
             fleet=self.fleet,
@@ -109,8 +124,8 @@ async def settled(control: VersionControl) -> None:
     """Let what `tick` started come to its end."""
     await control.tick(FAMILY)
     async with asyncio.timeout(5):
-        while control._runs:
-            await control._runs[FAMILY].done.wait()
+        while (run := control._runs.under_way(FAMILY)) is not None:
+            await run.done.wait()
 
 
 def active(control: VersionControl) -> str | None:
@@ -171,6 +186,7 @@ async def test_a_replica_that_refuses_the_candidate_aborts_the_change(world: Wor
     assert ended.outcome is Outcome.FAILED
     assert "no memory" in ended.detail
     assert active(control) == "v1"
+    assert world.fleet.log[-2:] == ["hold v1", "evict v2"]
 
 
 async def test_a_refused_bundle_is_not_tried_again_unless_forced(world: World) -> None:
@@ -371,12 +387,12 @@ async def test_a_crash_at_any_step_is_resumed_by_the_next_reconciler(
     world.publish("v2")
     heal = _crash_after(world.store, writes_before_the_crash)
     task = asyncio.create_task(reload(control))
-    await asyncio.wait([task, *control._tasks], timeout=0.5)
+    await asyncio.wait([task, *control._runs._tasks], timeout=0.5)
     task.cancel()
     crashed = control.table
     assert active(control) in ("v1", "v2")
     heal()
-    for leftover in control._tasks:
+    for leftover in control._runs._tasks:
         leftover.cancel()
 
     fresh = await world.reconciler()
@@ -387,7 +403,7 @@ async def test_a_crash_at_any_step_is_resumed_by_the_next_reconciler(
     assert active(fresh) == "v2"
     assert fresh.record(FAMILY).change is None
     assert fresh.table.generation == 2
-    assert world.gateways.tables[-1] == fresh.table
+    assert world.gateways.tables[-1].routes == fresh.table.routes
 
 
 async def test_a_store_that_cannot_be_written_refuses_the_change_and_keeps_serving(world: World) -> None:
@@ -469,6 +485,50 @@ async def test_without_a_model_the_source_is_asked_again_after_5_10_30_and_60_se
         world.clock.advance(1)
     gaps = [round(after - before) for before, after in pairwise(looked_at)]
     assert gaps[:5] == [5, 10, 30, 60, 60]
+
+
+async def test_a_dead_source_is_asked_ever_later_also_while_there_is_a_model_and_says_when(world: World) -> None:
+    control = await world.reconciler()
+    await settled(control)
+    world.source.error = SourceError("gone")
+    world.clock.advance(31)
+    waits: list[float] = []
+    for _ in range(4):
+        await settled(control)
+        next_try_s = control.table.sources[FAMILY].next_try_s
+        assert next_try_s is not None
+        waits.append(next_try_s - world.clock.now_s())
+        world.clock.advance(waits[-1])
+    assert waits == pytest.approx([5, 10, 30, 60])
+    world.source.error = None
+    await settled(control)
+    assert control.table.sources[FAMILY].next_try_s is None
+
+
+async def test_without_a_model_the_last_current_version_of_a_dead_source_is_taken_from_its_copy(world: World) -> None:
+    world.source.error = SourceError("gone")
+    control = await world.reconciler()
+    await settled(control)
+    assert active(control) is None
+    world.source.remembers = True
+    world.clock.advance(11)
+    world.trial.tries_copies = True
+    await settled(control)
+    assert active(control) == "v1"
+    assert control.table.troubles == {FAMILY: "gone"}
+
+
+async def test_a_call_to_look_makes_the_next_turn_due_and_finds_what_is_new(world: World) -> None:
+    control = await world.reconciler()
+    await settled(control)
+    world.publish("v2")
+    await settled(control)
+    assert active(control) == "v1"
+    await control.look(FAMILY)
+    async with asyncio.timeout(5):
+        await control.turn(FAMILY, 60.0)
+    await settled(control)
+    assert active(control) == "v2"
 
 
 async def test_a_replica_that_missed_the_change_is_made_whole(world: World) -> None:

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from serve_app.adapters.bundle_writer import set_current, write_bundle
-from serve_app.adapters.sources import SOURCES
+from serve_app.adapters.sources import make_source
 from serve_app.adapters.sources.local_directory import LocalDirectorySource
+from serve_app.config import DirectoryConfig
 from serve_app.domain.errors import BundleError, SourceError
 from tests import builders
 
@@ -23,8 +24,13 @@ def current_version(root: Path) -> str | None:
     return None if ref is None else ref.version
 
 
-def test_directory_source_is_in_the_table() -> None:
-    assert SOURCES["local_directory"] is LocalDirectorySource
+def test_configured_directory_is_read_with_its_manifest_name(tmp_path: Path) -> None:
+    (tmp_path / write(tmp_path, "v1").name / "manifest.json").rename(tmp_path / "v1" / "bundle.json")
+    source = make_source(
+        DirectoryConfig(root=str(tmp_path), manifest_name="bundle.json"), family="a", models_type="regression"
+    )
+    assert source.find("v1").version == "v1"
+    assert source.status().kind == "local_directory"
 
 
 def test_flipped_link_is_seen_at_once(tmp_path: Path) -> None:
