@@ -2,11 +2,12 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 
-PYTHON    ?= python3
-VENV      ?= .venv
-CONFIG    ?= configs/local.yaml
-STATE_DIR ?= .serve-app
-PORT      ?= 8000
+PYTHON      ?= python3
+VENV        ?= .venv
+CONFIG      ?= configs/local.yaml
+STATE_DIR   ?= .serve-app
+PORT        ?= 8000
+MLFLOW_PORT ?= 5000
 
 BIN       := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -18,16 +19,20 @@ PIP       := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 help: ## Print this list
 	@echo "Targets:"
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
-	@echo "Variables: CONFIG=$(CONFIG) PORT=$(PORT) STATE_DIR=$(STATE_DIR) PYTHON=$(PYTHON) VENV=$(VENV)"
+	@echo "Variables: CONFIG=$(CONFIG) PORT=$(PORT) MLFLOW_PORT=$(MLFLOW_PORT) STATE_DIR=$(STATE_DIR) PYTHON=$(PYTHON) VENV=$(VENV)"
 
-up: venv ## Train a first model if there is none, start the server, wait until it is ready
+up: venv ## Train first models if there are none, start MLflow and the server, wait until it is ready
 	@echo "==> first model ($(STATE_DIR)/models/forecaster)"
 	@$(BIN)/python -m training.train_forecaster --if-missing --out $(STATE_DIR)/models/forecaster
+	@echo "==> model registry, with a first model (iris-random-forest)"
+	@$(BIN)/serve-app registry up --state-dir $(STATE_DIR) --port $(MLFLOW_PORT)
+	@$(BIN)/python -m training.train_iris --if-missing --tracking-uri "$$($(BIN)/serve-app registry uri --state-dir $(STATE_DIR))"
 	@echo "==> server"
 	@$(BIN)/serve-app up --config $(CONFIG) --state-dir $(STATE_DIR) --port $(PORT)
 
 down: venv ## Stop all that `make up` started, and nothing else
 	@$(BIN)/serve-app down --state-dir $(STATE_DIR)
+	@$(BIN)/serve-app registry down --state-dir $(STATE_DIR)
 
 test: venv ## Run every test
 	@echo "==> tests"

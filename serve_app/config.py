@@ -19,6 +19,7 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 DEFAULT_ALIAS = "champion"
 _DIRECTORY = "local_directory"
 RELOAD_TOKEN_NAME = "reload-token"  # noqa: S105  # what the audit log shows for it
+ADMIN_TOKEN_NAME = "admin-api-token"  # noqa: S105  # as above
 
 
 class _Part(BaseModel):
@@ -175,12 +176,29 @@ class LimitsConfig(_Part):
     request_timeout_s: Annotated[float, Field(gt=0, description="longest wait for an answer, in seconds")] = 30.0
 
 
+class MlflowModelsConfig(_Part):
+    """What models of MLflow may be made of. Formats other than skops also need `mlflow` in `allow_pickle_loaders`."""
+
+    formats: Annotated[
+        tuple[Literal["skops", "pickle", "cloudpickle", "joblib", "pyfunc"], ...],
+        Field(description="how models may be saved; skops alone runs no code of the model"),
+    ] = ("skops",)
+    trusted_types: Annotated[
+        tuple[str, ...], Field(description="types that a skops file may hold beside scikit-learn's harmless ones")
+    ] = ("sklearn.tree._tree.Tree",)
+    environment_mismatch: Annotated[
+        Literal["warn", "refuse", "ignore"],
+        Field(description="what becomes of a model saved with other versions of Python, scikit-learn, numpy or torch"),
+    ] = "warn"
+
+
 class SecurityConfig(_Part):
     """What the operator allows. A bundle cannot widen it."""
 
     allow_pickle_loaders: Annotated[
         tuple[str, ...], Field(description="loaders that may run code from a bundle, e.g. sklearn_targets (joblib)")
     ] = ()
+    mlflow: MlflowModelsConfig = MlflowModelsConfig()
     open_admin: Annotated[
         bool, Field(description="admin routes without a token: anybody may change models; closed unless asked for")
     ] = False
@@ -196,6 +214,20 @@ class SecurityConfig(_Part):
         Field(
             pattern=r"^[0-9a-f]{64}$", repr=False,
             description="sha256 of one more token, `reload-token`, with the scope reload (S0: RELOAD_TOKEN)",
+        ),
+    ] = None  # fmt: skip
+    admin_token_sha256: Annotated[
+        str | None,
+        Field(
+            pattern=r"^[0-9a-f]{64}$", repr=False,
+            description="sha256 of one more token, `admin-api-token`, with every scope (S3: ADMIN_API_TOKEN)",
+        ),
+    ] = None  # fmt: skip
+    webhook_secret_file: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            description="secret that MLflow signs its webhooks with; relative: under state_dir; none: no webhooks",
         ),
     ] = None  # fmt: skip
     client_address_header: Annotated[
@@ -314,6 +346,24 @@ class AppConfig(_Part):
         return Path(self.state_dir, "last-known", f"{name}.json")
 
     @property
+    def webhook_secret(self) -> bytes | None:
+        """Secret of MLflow's webhooks, read from its file now; None where none is configured.
+
+        Raises:
+            ConfigError: The file cannot be read, or is empty.
+        """
+        if self.security.webhook_secret_file is None:
+            return None
+        path = Path(self.state_dir, self.security.webhook_secret_file)
+        try:
+            secret = path.read_bytes().strip()
+        except OSError as error:
+            raise ConfigError([f"security.webhook_secret_file: {path}: {error.strerror}"]) from error
+        if not secret:
+            raise ConfigError([f"security.webhook_secret_file: expected a secret in {path}, found an empty file"])
+        return secret
+
+    @property
     def token_file(self) -> Path:
         """File of the admin tokens."""
         return Path(self.state_dir, self.security.token_file)
@@ -321,13 +371,24 @@ class AppConfig(_Part):
     @property
     def fixed_tokens(self) -> TokenSet:
         """Admin tokens that hold beside those in the file."""
-        digest = self.security.reload_token_sha256
-        if digest is None:
-            return TokenSet()
-        return TokenSet((Token(RELOAD_TOKEN_NAME, scopes_of(Scope.RELOAD), bytes.fromhex(digest)),))
+        security = self.security
+        given = (
+            (RELOAD_TOKEN_NAME, scopes_of(Scope.RELOAD), security.reload_token_sha256),
+            (ADMIN_TOKEN_NAME, scopes_of(*Scope), security.admin_token_sha256),
+        )
+        return TokenSet(tuple(Token(name, scopes, bytes.fromhex(digest)) for name, scopes, digest in given if digest))
+
+    @property
+    def families_by_registered_model(self) -> dict[str, list[str]]:
+        """Which families follow a registered model, by its name."""
+        found: dict[str, list[str]] = {}
+        for name, family in self.families.items():
+            if isinstance(family.source, RegistryConfig):
+                found.setdefault(family.source.model, []).append(name)
+        return found
 
     def source(self, family: str) -> SourceConfig:
-        """Where a family's bundles come from, with paths that lie under the state directory unless they are absolute."""
+        """Where a family's bundles come from; paths lie under the state directory unless they are absolute."""
         source = self.families[family].source
         if isinstance(source, DirectoryConfig):
             return source.model_copy(update={"root": str(Path(self.state_dir, source.root))})

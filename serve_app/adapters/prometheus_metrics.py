@@ -5,8 +5,10 @@ gauges keep one sample for each replica, told apart by the label `replica`.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
+from types import MappingProxyType
+from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
 from prometheus_client.exposition import generate_latest
@@ -19,6 +21,10 @@ from serve_app.usecases.hold_models import Counts
 LATENCY_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 LOAD_BUCKETS_S = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 REQUEST_LABELS = ["family", "version", "variant"]
+HTTP_LABELS: Final = ["method", "path", "status"]
+PREDICT: Final = "/predict/{family}"
+REQUEST_COUNT: Final = "ml_request_count"
+_NO_METRICS: Final[Mapping[str, Any]] = MappingProxyType({})
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 MetricSnapshot = tuple[str, str, str, list[tuple[str, dict[str, str], float]]]
@@ -26,51 +32,92 @@ MetricSnapshot = tuple[str, str, str, list[tuple[str, dict[str, str], float]]]
 
 
 class _RequestCounts(Collector):
-    """Requests and their times, counted in plain lists: prometheus_client's own objects cost ten times as much each."""
+    """Requests and their times, counted in plain lists: prometheus_client's own objects cost ten times as much each.
+
+    An answer to a prediction is counted once and told twice: by family and version, and, as dashboards that know
+    `ml_request_count` want it, by method, path and status. A path is the template of a route, so its values are few.
+    """
 
     def __init__(self) -> None:
-        self._slots: dict[tuple[str, str, str, int], list[float]] = {}
+        self._predictions: dict[tuple[str, str, str, str, int], list[float]] = {}
+        self._others: dict[tuple[str, str, int], list[float]] = {}
 
-    def observe(self, family: str, version: str, variant: str, status: int, seconds: float) -> None:
-        """Count one answer."""
-        key = (family, version, variant, status)
-        slots = self._slots.get(key)
+    def observe(
+        self, family: str, version: str, variant: str, status: int, seconds: float, route: str = PREDICT
+    ) -> None:
+        """Count one answer to a prediction."""
+        key = (route, family, version, variant, status)
+        slots = self._predictions.get(key)
         if slots is None:
-            slots = self._slots[key] = [0.0] * (len(LATENCY_BUCKETS_S) + 2)
+            slots = self._predictions[key] = [0.0] * (len(LATENCY_BUCKETS_S) + 2)
+        slots[bisect_left(LATENCY_BUCKETS_S, seconds)] += 1
+        slots[-1] += seconds
+
+    def observe_http(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Count one answer of any other route."""
+        slots = self._others.setdefault((method, route, status), [0.0] * (len(LATENCY_BUCKETS_S) + 2))
         slots[bisect_left(LATENCY_BUCKETS_S, seconds)] += 1
         slots[-1] += seconds
 
     def collect(self) -> Iterator[Metric]:
-        """Yield `serve_app_requests` by code, and `serve_app_request_duration_seconds` over all codes."""
+        """Yield the requests with their status, and their times over all statuses, by family and by route."""
+        predictions = list(self._predictions.items())
         requests = CounterMetricFamily(
             "serve_app_requests", "Answered prediction requests.", labels=[*REQUEST_LABELS, "code"]
         )
-        seconds = HistogramMetricFamily(
-            "serve_app_request_duration_seconds",
-            "Time from the whole body read to the answer built.",
-            labels=REQUEST_LABELS,
-        )
-        by_route: dict[tuple[str, ...], list[float]] = {}
-        for (*route, status), slots in list(self._slots.items()):
-            requests.add_metric([*route, str(status)], sum(slots[:-1]))
-            before = by_route.get(tuple(route), [0.0] * len(slots))
-            by_route[tuple(route)] = [x + y for x, y in zip(before, slots, strict=True)]
-        bounds = [*map(str, LATENCY_BUCKETS_S), "+Inf"]
-        for labels, slots in by_route.items():
-            counted = list(zip(bounds, accumulate(slots[:-1]), strict=True))
-            seconds.add_metric(list(labels), buckets=counted, sum_value=slots[-1])
+        for labels, slots in _summed(((*key[1:4], str(key[4])), slots) for key, slots in predictions):
+            requests.add_metric(labels, sum(slots[:-1]))
         yield requests
-        yield seconds
+        yield _histogram(
+            "serve_app_request_duration_seconds", "Time from the whole body read to the answer built.", REQUEST_LABELS,
+            _summed((key[1:4], slots) for key, slots in predictions),
+        )  # fmt: skip
+        answers = [(("POST", key[0], str(key[4])), slots) for key, slots in predictions]
+        answers += [
+            ((method, route, str(status)), slots) for (method, route, status), slots in list(self._others.items())
+        ]
+        count = Metric(REQUEST_COUNT, "Answered HTTP requests.", "unknown")
+        for labels, slots in _summed(answers):
+            count.add_sample(REQUEST_COUNT, dict(zip(HTTP_LABELS, labels, strict=True)), sum(slots[:-1]))
+        yield count
+        yield _histogram(
+            "ml_request_latency_seconds", "Time to the answer of an HTTP request.", HTTP_LABELS[:2],
+            _summed((labels[:2], slots) for labels, slots in answers),
+        )  # fmt: skip
+
+
+def _summed(counted: Iterable[tuple[Sequence[str], list[float]]]) -> list[tuple[Sequence[str], list[float]]]:
+    """Add up what was counted under the same labels."""
+    sums: dict[tuple[str, ...], list[float]] = {}
+    for labels, slots in counted:
+        before = sums.get(tuple(labels))
+        sums[tuple(labels)] = slots if before is None else [x + y for x, y in zip(before, slots, strict=True)]
+    return list(sums.items())
+
+
+def _histogram(
+    name: str, said: str, labels: Sequence[str], counted: Iterable[tuple[Sequence[str], list[float]]]
+) -> HistogramMetricFamily:
+    histogram = HistogramMetricFamily(name, said, labels=list(labels))
+    for values, slots in counted:
+        histogram.add_metric(list(values), buckets=_cumulated(slots), sum_value=slots[-1])
+    return histogram
+
+
+def _cumulated(slots: Sequence[float]) -> list[tuple[str, float]]:
+    """Turn counts by bucket, with the sum of seconds at the end, into what Prometheus calls buckets."""
+    return list(zip([*map(str, LATENCY_BUCKETS_S), "+Inf"], accumulate(slots[:-1]), strict=True))
 
 
 class GatewayMetrics:
-    """Metrics of one gateway. Labels: family, version, variant, code."""
+    """Metrics of one gateway. Labels: family, version, variant, code; those called `ml_` have method, path, status."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._requests = _RequestCounts()
         self.registry.register(self._requests)
         self.observe = self._requests.observe
+        self.observe_http = self._requests.observe_http
         self._batch_rows = Histogram(
             "serve_app_batch_rows",
             "Rows in one call to a model replica.",
@@ -81,6 +128,11 @@ class GatewayMetrics:
         self._model_info = Gauge(
             "serve_app_model_info", "1 for the version that answers by default.",
             ["family", "model_version", "pool", "digest"],
+            registry=self.registry,
+        )  # fmt: skip
+        self._accuracy = Gauge(
+            "ml_model_accuracy", "Accuracy that the training of the version that answers by default reported.",
+            ["family", "model_version"],
             registry=self.registry,
         )  # fmt: skip
         self._refusals = Counter(
@@ -95,12 +147,34 @@ class GatewayMetrics:
         """Count one call to a replica."""
         self._batch_rows.observe(n_rows)
 
-    def set_route(self, generation: int, family: str, version: str, pool: str, digest: str) -> None:
-        """Say which version answers for a family now."""
+    def set_route(
+        self,
+        generation: int,
+        family: str,
+        version: str,
+        pool: str,
+        digest: str,
+        *,
+        metrics: Mapping[str, Any] = _NO_METRICS,
+    ) -> None:
+        """Say which version answers for a family now; `metrics` are those that its training reported."""
         self._generation.set(generation)
-        for labels in [s.labels for m in self._model_info.collect() for s in m.samples if s.labels["family"] == family]:
-            self._model_info.remove(*(labels[name] for name in ("family", "model_version", "pool", "digest")))
+        _forget(self._model_info, family)
         self._model_info.labels(family, version, pool, digest).set(1)
+        _forget(self._accuracy, family)
+        if (accuracy := accuracy_of(metrics)) is not None:
+            self._accuracy.labels(family, version).set(accuracy)
+
+
+def accuracy_of(metrics: Mapping[str, Any]) -> float | None:
+    """Return the metric `accuracy`, or None where training reported none that is a number."""
+    accuracy = metrics.get("accuracy")
+    return float(accuracy) if isinstance(accuracy, int | float) and not isinstance(accuracy, bool) else None
+
+
+def _forget(gauge: Gauge, family: str) -> None:
+    for labels in [s.labels for m in gauge.collect() for s in m.samples if s.labels["family"] == family]:
+        gauge.remove(*labels.values())
 
 
 class ReplicaMetrics:
@@ -237,7 +311,9 @@ def snapshot(registry: CollectorRegistry) -> list[MetricSnapshot]:
 
 def exposition(snapshots: Sequence[tuple[str, Sequence[MetricSnapshot]]]) -> bytes:
     """Merge `(replica, snapshot)` pairs and write them in the Prometheus text format."""
-    return bytes(generate_latest(_Merged(_merge(snapshots))))
+    text = bytes(generate_latest(_Merged(_merge(snapshots))))
+    # The client library would end the name of a counter in _total; dashboards ask for this one without it.
+    return text.replace(f"# TYPE {REQUEST_COUNT} untyped".encode(), f"# TYPE {REQUEST_COUNT} counter".encode())
 
 
 class _Merged(CollectorRegistry):

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
@@ -15,7 +15,7 @@ import structlog
 
 from serve_app.adapters import trial_worker
 from serve_app.adapters.trial_messages import READY_LINE, TrialAnswer, TrialJob, Verdict
-from serve_app.config import SourceConfig
+from serve_app.config import MlflowModelsConfig, SourceConfig
 from serve_app.domain.errors import SourceError, TrialError, UnknownFamilyError
 from serve_app.domain.reload import VersionRef
 from serve_app.usecases.load_model import LoadPolicy
@@ -38,10 +38,11 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class TrialSettings:
-    """Where the bundles of a family lie, and what the operator asks of them."""
+    """Where the bundles of a family lie, what the operator asks of them, and what models of MLflow may be made of."""
 
     source: SourceConfig
     policy: LoadPolicy
+    mlflow: MlflowModelsConfig = field(default_factory=MlflowModelsConfig)
 
 
 class SubprocessTrial:
@@ -236,6 +237,7 @@ def _job(version: str, settings: TrialSettings, limits: TrialLimits, niceness: i
         default_loader=policy.default_loader,
         allowed_pickle_loaders=policy.allowed_pickle_loaders,
         source=settings.source,
+        mlflow=settings.mlflow,
         timeout_s=limits.timeout_s,
         memory_bytes=limits.memory_bytes,
         niceness=niceness,

@@ -67,9 +67,7 @@ def adopt_orphans() -> None:
     _prctl(_SET_CHILD_SUBREAPER, 1)
 
 
-def confine(
-    *, parent_pid: int, niceness: int, only_idle_time: bool, memory_bytes: int, cpu_seconds: int
-) -> None:
+def confine(*, parent_pid: int, niceness: int, only_idle_time: bool, memory_bytes: int, cpu_seconds: int) -> None:
     """Bound this process, a fresh fork that is about to run the code of a bundle, and those that it starts.
 
     The memory that counts is watched from outside (`Watch`). The limit here only stops an allocation that is

@@ -4,7 +4,7 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict
 
-from serve_app.config import SourceConfig
+from serve_app.config import MlflowModelsConfig, SourceConfig
 from serve_app.domain.reload import VersionRef
 
 READY_LINE = b"ready\n"
@@ -33,6 +33,7 @@ class TrialJob(_Message):
     default_loader: str
     allowed_pickle_loaders: tuple[str, ...]
     source: SourceConfig
+    mlflow: MlflowModelsConfig
     timeout_s: float
     memory_bytes: int
     niceness: int

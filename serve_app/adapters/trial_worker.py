@@ -18,7 +18,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, NoReturn
 
 from serve_app.adapters.trial_confinement import (
@@ -36,7 +36,10 @@ from serve_app.domain.errors import ServeAppError, SourceError
 from serve_app.domain.reload import VersionRef
 
 if TYPE_CHECKING:
+    from serve_app.config import MlflowModelsConfig
     from serve_app.usecases.ports import Loader
+
+    MakeLoaders = Callable[[MlflowModelsConfig], Mapping[str, Loader]]
 
 BUSY_FACTOR = 4
 """Time that a job spends waiting for a processor does not count, up to this many times its deadline in all."""
@@ -98,14 +101,14 @@ def main() -> None:
     lower_priority(NICENESS)
     adopt_orphans()
     with _temporary_directory():
-        loaders = _loaders()
+        make_loaders = _loaders()
         gc.collect()
         gc.freeze()  # the forks share what is imported for as long as nobody writes to it
         try:
             _say(answers, READY_LINE)
             for line in _lines(parent_pid):
                 with _temporary_directory():
-                    answer = _hold(TrialJob.model_validate_json(line), loaders, parent_pid)
+                    answer = _hold(TrialJob.model_validate_json(line), make_loaders, parent_pid)
                 _say(answers, answer.model_dump_json().encode() + b"\n")
         except (_ParentGoneError, BrokenPipeError):
             return
@@ -123,13 +126,15 @@ def _temporary_directory() -> Iterator[None]:
             tempfile.tempdir = os.environ["TMPDIR"] = before
 
 
-def _loaders() -> "Mapping[str, Loader]":
+def _loaders() -> "MakeLoaders":
     # Imported here, after the priority is lowered: it takes seconds of processor time.
     import serve_app.adapters.sources
     import serve_app.usecases.load_model  # noqa: F401  # imported for the forks
-    from serve_app.adapters.loaders import LOADERS
+    from serve_app.adapters.loaders import make_loaders
+    from serve_app.adapters.loaders.skops_import import skops_functions
 
-    return LOADERS
+    skops_functions()  # half a second that each trial of a skops file would take
+    return make_loaders
 
 
 def _lines(parent_pid: int) -> Iterator[bytes]:
@@ -152,7 +157,7 @@ def _say(descriptor: int, line: bytes) -> None:
         line = line[os.write(descriptor, line) :]
 
 
-def _hold(job: TrialJob, loaders: "Mapping[str, Loader]", parent_pid: int) -> TrialAnswer:
+def _hold(job: TrialJob, make_loaders: "MakeLoaders", parent_pid: int) -> TrialAnswer:
     """Run a job in a fork and return what came of it, when all its processes are gone.
 
     Raises:
@@ -164,7 +169,7 @@ def _hold(job: TrialJob, loaders: "Mapping[str, Loader]", parent_pid: int) -> Tr
     worker_pid = os.getpid()
     job_pid = os.fork()
     if job_pid == 0:
-        _be_the_job(job, loaders, worker_pid=worker_pid, result=result_write, output=output_write)
+        _be_the_job(job, make_loaders, worker_pid=worker_pid, result=result_write, output=output_write)
     os.close(result_write)
     os.close(output_write)
     result, output = _Ends(result_read), _Ends(output_read, _READ_OUTPUT_BYTES)
@@ -270,9 +275,7 @@ def _mib(job: TrialJob) -> str:
     return f"{job.memory_bytes / (1 << 20):.0f} MiB"
 
 
-def _be_the_job(
-    job: TrialJob, loaders: "Mapping[str, Loader]", *, worker_pid: int, result: int, output: int
-) -> NoReturn:
+def _be_the_job(job: TrialJob, make_loaders: "MakeLoaders", *, worker_pid: int, result: int, output: int) -> NoReturn:
     """Be the forked process: bound it, try the version, write the answer and end without any cleaning up."""
     code = 1
     try:
@@ -291,7 +294,7 @@ def _be_the_job(
             cpu_seconds=cpu_seconds,
         )
         faulthandler.enable(file=_ERRORS)
-        answer = _try_out(job, loaders)
+        answer = _try_out(job, make_loaders)
         sys.stdout.flush()
         _say(_RESULT, answer.model_dump_json().encode() + b"\n")
         code = 0
@@ -299,7 +302,7 @@ def _be_the_job(
         os._exit(code)
 
 
-def _try_out(job: TrialJob, loaders: "Mapping[str, Loader]") -> TrialAnswer:
+def _try_out(job: TrialJob, make_loaders: "MakeLoaders") -> TrialAnswer:
     from serve_app.adapters.clock import SystemClock
     from serve_app.adapters.sources import make_source
     from serve_app.usecases.load_model import LoadPolicy, load_model
@@ -307,7 +310,9 @@ def _try_out(job: TrialJob, loaders: "Mapping[str, Loader]") -> TrialAnswer:
     policy = LoadPolicy(job.family, job.models_type, job.default_loader, job.allowed_pickle_loaders)
     try:
         source = make_source(job.source, family=job.family, models_type=job.models_type)
-        facts = load_model(source, job.version, policy=policy, loaders=loaders, clock=SystemClock()).facts
+        facts = load_model(
+            source, job.version, policy=policy, loaders=make_loaders(job.mlflow), clock=SystemClock()
+        ).facts
     except SourceError as error:
         return TrialAnswer(verdict=Verdict.SOURCE_ERROR, message=str(error)[:_MAX_MESSAGE])
     except ServeAppError as error:

@@ -4,6 +4,7 @@ import typer
 
 from serve_app.cli import control, lifecycle
 from serve_app.cli.bundle import bundle_app
+from serve_app.cli.registry import registry_app
 from serve_app.cli.status import status
 
 app = typer.Typer(
@@ -18,3 +19,4 @@ app.command("reload")(control.reload_command)
 app.command()(control.rollback)
 app.command()(control.audit)
 app.add_typer(bundle_app, name="bundle")
+app.add_typer(registry_app, name="registry")

@@ -16,6 +16,7 @@ from serve_app.cli import local_cluster, ports, processes
 from serve_app.cli.example_request import curl, write_example_request
 from serve_app.cli.phases import Phases
 from serve_app.cli.profile import Profile, choose_profile, client_environment
+from serve_app.cli.registry_record import registry_environment
 from serve_app.cli.serve_api import ServeApi, ServeApiError, ServeStatus
 from serve_app.cli.serve_config import default_model_root, localise, port_of, read_config
 from serve_app.cli.state_dir import RunRecord, StateDir, shown
@@ -132,6 +133,7 @@ def _bring_up(
 ) -> RunRecord:
     """Start and deploy; on any failure, a Ctrl-C included, end again what was started."""
     record, environment, command = local_cluster.allot(state, profile=profile, port=port)
+    environment = {**registry_environment(state), **environment}  # one that the shell names comes first
     try:
         with Phases(console) as phases:
             with phases.phase("ray", f"profile {profile}"):

@@ -98,6 +98,20 @@ def end_all(runtime_dir: Path, recorded: Iterable[ProcessRecord] = ()) -> list[P
     return sorted(ended.values(), key=lambda record: record.pid)
 
 
+def end_tree(recorded: ProcessRecord) -> None:
+    """End one process, if it still is the one recorded, and all its descendants.
+
+    Raises:
+        ProcessesStuckError: One outlived SIGKILL.
+    """
+    family = [member for process in _recorded([recorded]) for member in (process, *process.children(recursive=True))]
+    _terminate(family)
+    for process in family:
+        _quietly(process.kill)
+    if stuck := _wait_until_gone(family, timeout_s=KILL_WAIT_S):
+        raise ProcessesStuckError([record_of(process) for process in stuck])
+
+
 def _stages(processes: Sequence[psutil.Process]) -> list[list[psutil.Process]]:
     names = {process.pid: _short_name(process) for process in processes}
     return [

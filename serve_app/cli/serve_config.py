@@ -65,7 +65,10 @@ def localise(document: dict[str, Any], *, port: int, state_dir: Path) -> dict[st
 
 
 def default_model_root(document: dict[str, Any], state_dir: Path) -> tuple[str, Path] | None:
-    """Return the family that answers by default and the directory of its versions, if it has one, of our first application."""
+    """Return the family that answers by default in our first application, and the directory of its versions.
+
+    None where it has no directory, or none of the applications is ours.
+    """
     for application in document["applications"]:
         if _is_ours(application):
             config = AppConfig.parse({**(application.get("args") or {}), "state_dir": str(state_dir)})

@@ -21,6 +21,7 @@ from serve_app.domain.errors import ServeAppError
 from serve_app.domain.reload import RoutingTable
 from serve_app.ingress.admin import Admin
 from serve_app.ingress.api import build_api
+from serve_app.ingress.hooks import Webhooks, hooks_router
 from serve_app.ingress.inference import Inference, RequestLimits
 from serve_app.usecases.coalesce_requests import BatchLimits
 from serve_app.usecases.route_request import RequestRouter
@@ -51,6 +52,12 @@ class Gateway:
             config,
             plane=self._control,
             tokens=TokenFile(config.token_file, clock=clock, fixed=config.fixed_tokens),
+            meter=self._metrics,
+            clock=clock,
+        )
+        self._hooks = hooks_router(
+            Webhooks(config.webhook_secret, config.families_by_registered_model),
+            plane=self._control,
             meter=self._metrics,
             clock=clock,
         )
@@ -88,6 +95,7 @@ class Gateway:
             required=self._required,
             collect_metrics=self._collect_metrics,
             admin=self._admin,
+            hooks=self._hooks,
         )
         return front_door.without_request_id(api)
 
@@ -119,7 +127,10 @@ class Gateway:
         for target in self._router.follow(table):
             loaded = self._router.loaded(target.family, target.version)
             digest = loaded.digest if loaded else ""
-            self._metrics.set_route(target.generation, target.family, target.version, target.pool, digest)
+            metrics = loaded.metrics if loaded else {}
+            self._metrics.set_route(
+                target.generation, target.family, target.version, target.pool, digest, metrics=metrics
+            )
             log.info("route changed", family=target.family, version=target.version, generation=target.generation)
         if is_new:
             await asyncio.to_thread(self._last_known.write, table.model_copy(update={"troubles": {}}))

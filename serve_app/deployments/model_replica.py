@@ -17,7 +17,7 @@ from serve_app.adapters.clock import SystemClock
 from serve_app.adapters.last_known import LastKnown
 from serve_app.adapters.link.frames import FRAME_SLACK_BYTES
 from serve_app.adapters.link.link_server import LinkServer
-from serve_app.adapters.loaders import LOADERS
+from serve_app.adapters.loaders import make_loaders
 from serve_app.adapters.log_setup import set_up_logging
 from serve_app.adapters.process_memory import ProcessMemory
 from serve_app.adapters.prometheus_metrics import MetricSnapshot, ReplicaMetrics, snapshot
@@ -58,7 +58,7 @@ class ModelReplica:
         self._models = ResidentModels(
             self._source,
             policy=LoadPolicy(family, settings.models_type, settings.loader, config.security.allow_pickle_loaders),
-            loaders=LOADERS,
+            loaders=make_loaders(config.security.mlflow),
             clock=SystemClock(),
             limits=ResidencyLimits(
                 max_versions=settings.residency.max_versions,

@@ -172,4 +172,5 @@ def _trial_settings(config: AppConfig, name: str) -> TrialSettings:
     return TrialSettings(
         source=config.source(name),
         policy=LoadPolicy(name, family.models_type, family.loader, config.security.allow_pickle_loaders),
+        mlflow=config.security.mlflow,
     )

@@ -170,11 +170,15 @@ class KnownVersion(_Document):
 
 
 class Route(_Document):
-    """Where a family's requests go: the version, and the one that stays loaded for a rollback."""
+    """Where a family's requests go: the version, and the one that stays loaded for a rollback.
+
+    `follows` is true when it is what the source called current, false when somebody chose it by name or rolled back.
+    """
 
     version: str
     digest: str
     last_good: str | None = None
+    follows: bool = False
 
 
 class RoutingTable(_Document):
@@ -282,6 +286,7 @@ def table_of(state: StoredState) -> RoutingTable:
                 version=record.active.version,
                 digest=record.active.digest,
                 last_good=record.last_good.version if record.last_good else None,
+                follows=record.active.digest == record.followed,
             )
             for name, record in state.families.items()
             if record.active is not None

@@ -1,7 +1,8 @@
 """What a model takes and gives: named, typed columns, and the check of a request against them."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -9,6 +10,18 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from serve_app.domain.errors import InvalidInputError, nearest
 
 DType = Literal["float64", "float32", "int64", "int32", "bool", "string"]
+
+InputLayout = Literal["named", "positional", "tensor", "vector", "exact", "free"]
+"""How a model of MLflow names its inputs. In its terms: columns with names; columns without; one tensor of shape
+(-1, n); one of shape (-1,); no signature, and an estimator that knows its columns' names; none, and one that does not.
+"""
+
+OutputLayout = Literal["values", "rows", "records"]
+"""What MLflow's server answers with for each row: a value, a list, or an object (data frames)."""
+
+
+TypedInput = tuple[int, str, DType]
+"""Place, name and type of an input that does not take every float64."""
 
 
 class Column(BaseModel):
@@ -23,12 +36,17 @@ class Column(BaseModel):
 
 
 class Signature(BaseModel):
-    """The columns of a family: `inputs` in the order the model takes them, `outputs` in the order it gives them."""
+    """The columns of a family: `inputs` in the order the model takes them, `outputs` in the order it gives them.
+
+    The layouts are there for models of MLflow only; its protocol depends on them.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     inputs: tuple[Column, ...]
     outputs: tuple[Column, ...]
+    input_layout: InputLayout | None = None
+    output_layout: OutputLayout | None = None
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> "Signature":
@@ -40,10 +58,15 @@ class Signature(BaseModel):
                 raise ValueError(f"{side} name a column twice: {', '.join(doubles)}")
         return self
 
-    @property
+    @cached_property
     def input_names(self) -> tuple[str, ...]:
         """Names of the input columns, in order."""
         return tuple(column.name for column in self.inputs)
+
+    @cached_property
+    def typed_inputs(self) -> tuple[TypedInput, ...]:
+        """The inputs whose values need a closer look than that they are finite; none in most signatures."""
+        return tuple((i, column.name, column.dtype) for i, column in enumerate(self.inputs) if column.dtype in _FITS)
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -51,11 +74,14 @@ class Signature(BaseModel):
         return tuple(column.name for column in self.outputs)
 
 
-def rows_of(instances: Any, input_names: Sequence[str], *, max_rows: int) -> list[list[float]]:
+def rows_of(
+    instances: Any, input_names: Sequence[str], *, max_rows: int, typed: Sequence[TypedInput] = ()
+) -> list[list[float]]:
     """Turn the rows of a request into lists of finite floats in the order of `input_names`.
 
     A row is a list of numbers, one for each input, or an object with exactly the inputs as keys. A single row given
-    without the outer list is taken as one row.
+    without the outer list is taken as one row. `typed` are the inputs that take less than any float64, from
+    `Signature.typed_inputs`; without them nothing else is looked at.
 
     Raises:
         InvalidInputError: A row has the wrong length, a missing or unknown field, or a value that is no finite number.
@@ -68,7 +94,24 @@ def rows_of(instances: Any, input_names: Sequence[str], *, max_rows: int) -> lis
         raise InvalidInputError("expected at least one row, got an empty list")
     if len(instances) > max_rows:
         raise InvalidInputError(f"expected at most {max_rows} rows in a request, got {len(instances)}")
+    if typed:
+        return [_typed_row(instance, i, input_names, typed) for i, instance in enumerate(instances)]
     return [_row(instance, i, input_names) for i, instance in enumerate(instances)]
+
+
+def _typed_row(instance: Any, i: int, input_names: Sequence[str], typed: Sequence[TypedInput]) -> list[float]:
+    """Check a row against the types, and then as any other: true and false become 1 and 0 where they may stand."""
+    is_object = isinstance(instance, dict)
+    values: Any = instance.copy() if isinstance(instance, dict | list) else instance
+    for place, name, dtype in typed:
+        at: Any = name if is_object else place
+        if (is_object and name in values) or (isinstance(values, list) and place < len(values)):
+            value = values[at]
+            if dtype == "bool" and isinstance(value, bool):
+                values[at] = int(value)
+            elif type(value) in (int, float) and not _FITS[dtype](value):
+                raise InvalidInputError(f"row {i}, field {name!r}: expected {_EXPECTED[dtype]}, got {json_kind(value)}")
+    return _row(values, i, input_names)
 
 
 def _row(instance: Any, i: int, input_names: Sequence[str]) -> list[float]:
@@ -93,6 +136,21 @@ def _row(instance: Any, i: int, input_names: Sequence[str]) -> list[float]:
                 f"row {i}, field {name!r}: expected a finite number, got one beyond the range of float64"
             )
     return values
+
+
+_FLOAT32_MAX = 3.4028234663852886e38
+_FITS: Mapping[DType, Callable[[float], bool]] = {
+    "float32": lambda value: abs(value) <= _FLOAT32_MAX or not _is_finite(value),  # what is not has its own message
+    "int64": lambda value: value == value // 1 and -(1 << 53) <= value <= 1 << 53,
+    "int32": lambda value: value == value // 1 and -(1 << 31) <= value < 1 << 31,
+    "bool": lambda value: value in (0, 1),
+}
+_EXPECTED: Mapping[DType, str] = {
+    "float32": "a number within the range of float32",
+    "int64": "an integer of at most 2**53, beyond which float64 has gaps,",
+    "int32": "an integer within the range of int32",
+    "bool": "true, false, 1 or 0",
+}
 
 
 def _check_fields(instance: dict[str, Any], i: int, input_names: Sequence[str]) -> None:
@@ -137,4 +195,5 @@ def json_kind(value: Any) -> str:
         return f"a list of {len(value)}"
     if isinstance(value, Mapping):
         return "an object"
-    return f"the number {value}"
+    text = str(value)
+    return f"the number {text if len(text) <= 24 else text[:24] + '…'}"

@@ -18,6 +18,7 @@ from serve_app.domain.access import FailureTable
 from serve_app.domain.errors import InvalidInputError, ServeAppError, UnknownFamilyError
 from serve_app.domain.reload import Operation, Outcome
 from serve_app.ingress.error_responses import error_response
+from serve_app.ingress.reload_log import registry_facts
 from serve_app.ingress.security import AdminGuard
 from serve_app.usecases.admit_caller import CallerAdmission, RefusalMeter, TokenSource
 from serve_app.usecases.ports import Clock, ControlPlane
@@ -107,7 +108,15 @@ def family_named(router: RequestRouter, name: str) -> str:
 
 
 async def reload_family(
-    admin: Admin, family: str, *, version: str | None = None, force: bool, actor: str, route: str, wait_s: float
+    router: RequestRouter,
+    admin: Admin,
+    family: str,
+    *,
+    version: str | None = None,
+    force: bool,
+    actor: str,
+    route: str,
+    wait_s: float,
 ) -> Operation:
     """Ask for a reload, log what became of it, and return it. Raises as `ControlPlane.reload`."""
     try:
@@ -117,11 +126,11 @@ async def reload_family(
     except ServeAppError as error:
         log.warning("Manual model reload refused", family=family, actor=actor, version=version, reason=str(error))
         raise
-    log_operation(operation, "reload", actor)
+    log_operation(router, admin, operation, "reload", actor)
     return operation
 
 
-def log_operation(operation: Operation, action: str, actor: str) -> None:
+def log_operation(router: RequestRouter, admin: Admin, operation: Operation, action: str, actor: str) -> None:
     """Log how a change that somebody asked for stands."""
     said = {
         Outcome.RELOADED: "applied",
@@ -129,10 +138,11 @@ def log_operation(operation: Operation, action: str, actor: str) -> None:
         Outcome.RUNNING: "under way",
         Outcome.FAILED: "failed",
     }[operation.outcome]
+    family = operation.family
     write = log.error if operation.outcome is Outcome.FAILED else log.info
     write(
-        f"Manual model {action} {said}", family=operation.family, version=operation.to_version, stage="stable",
-        actor=actor, operation_id=operation.operation_id, detail=operation.detail,
+        f"Manual model {action} {said}", family=family, actor=actor, operation_id=operation.operation_id,
+        detail=operation.detail, **registry_facts(operation, admin.families[family].models_dir, router.stage(family)),
     )  # fmt: skip
 
 

@@ -136,7 +136,7 @@ def _reloading(router: RequestRouter, admin: Admin) -> APIRouter:
         if model_path is not None:
             version = find_model(model_path, models_dir, await admin.plane.versions(name)).version
         operation = await reload_family(
-            admin, name, version=version, force=force, actor=actor, route=RELOAD_MODEL, wait_s=wait_s
+            router, admin, name, version=version, force=force, actor=actor, route=RELOAD_MODEL, wait_s=wait_s
         )
         return _reload_answer(operation, models_dir, await _listed(admin, name))
 

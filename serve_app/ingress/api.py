@@ -1,6 +1,9 @@
-"""build_api(): FastAPI with its routers, and in front of it the hot route as plain ASGI."""
+"""build_api(): FastAPI with its routers, and in front of it the hot routes as plain ASGI."""
 
+import time
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Final
 
 import structlog
 from fastapi import APIRouter, FastAPI, Request, Response
@@ -9,17 +12,19 @@ from serve_app.ingress.admin import Admin
 from serve_app.ingress.admin_models import admin_models_routers
 from serve_app.ingress.error_responses import error_response
 from serve_app.ingress.health import CollectMetrics, health_router
-from serve_app.ingress.inference import Inference, Receive, Scope, Send
+from serve_app.ingress.inference import Inference, Message, Receive, Scope, Send
 from serve_app.ingress.operations import operations_router
 from serve_app.ingress.reload_all import reload_all_router
 from serve_app.ingress.reload_routes import admin_reload_router, models_reload_router
 from serve_app.usecases.route_request import RequestRouter
 
+METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+OTHER: Final = "other"
 log = structlog.get_logger(__name__)
 
 
 class Api:
-    """The ASGI application of a gateway: the hot route where it fits, FastAPI for the rest."""
+    """The ASGI application of a gateway: the hot routes where they fit, FastAPI for the rest, which is counted here."""
 
     def __init__(self, inference: Inference, rest: FastAPI) -> None:
         self.inference = inference
@@ -29,8 +34,35 @@ class Api:
         """Answer one request."""
         if self.inference.is_hot(scope):
             await self.inference(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._counted(scope, receive, send)
         else:
             await self.rest(scope, receive, send)
+
+    async def _counted(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started_s = time.perf_counter()
+        status = 500
+
+        async def send_on(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.rest(scope, receive, send_on)
+        finally:
+            seconds = time.perf_counter() - started_s
+            self.inference.meter.observe_http(*route_of(scope), status, seconds)
+
+
+def route_of(scope: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the method and the template of the path that FastAPI found; `other` for what is neither ours nor HTTP's.
+
+    Never what the client sent: each new value would be a series of metrics for ever.
+    """
+    path = getattr(scope.get("route"), "path", OTHER)
+    return scope["method"] if scope["method"] in METHODS else OTHER, path
 
 
 def build_api(
@@ -40,13 +72,16 @@ def build_api(
     required: frozenset[str],
     collect_metrics: CollectMetrics,
     admin: Admin | None = None,
+    hooks: APIRouter | None = None,
 ) -> Api:
-    """Put the routes together; without `admin` there are no admin routes."""
+    """Put the routes together; without `admin` there are no admin routes, without `hooks` no webhooks."""
     rest = FastAPI(title="serve-app", version=_version(), description="Model server on Ray Serve.")
     rest.include_router(inference.describe())
     rest.include_router(health_router(router, required, collect_metrics))
     for routes in admin_routers(router, admin) if admin is not None else ():
         rest.include_router(routes)
+    if hooks is not None:
+        rest.include_router(hooks)
 
     @rest.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:

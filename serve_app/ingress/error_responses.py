@@ -4,7 +4,7 @@ from typing import Final
 
 import orjson
 
-from serve_app.domain import access, errors, model_paths
+from serve_app.domain import access, errors, model_paths, webhook
 
 Response = tuple[int, list[tuple[bytes, bytes]], bytes]
 """Status, headers without content-length, body."""
@@ -14,6 +14,10 @@ STATUS: Final[tuple[tuple[type[Exception], int], ...]] = (
     (errors.UnknownFamilyError, 404),
     (errors.UnknownVersionError, 404),
     (model_paths.UnknownModelError, 404),
+    (webhook.WebhooksOffError, 404),
+    (webhook.ForgedDeliveryError, 401),
+    (webhook.StaleDeliveryError, 401),
+    (webhook.RepeatedDeliveryError, 409),
     (errors.PayloadTooLargeError, 413),
     (errors.UnsupportedMediaTypeError, 415),
     (errors.InvalidInputError, 422),

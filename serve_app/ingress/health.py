@@ -13,6 +13,7 @@ from serve_app.ingress.inference import LIVE_BODY
 from serve_app.usecases.route_request import NO_MODEL_RETRY_AFTER_S, RequestRouter
 
 CollectMetrics = Callable[[], Awaitable[bytes]]
+REGISTRY_KIND = "mlflow_registry"
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -67,8 +68,41 @@ def health_body(router: RequestRouter, required: frozenset[str]) -> dict[str, An
         "last_error": router.last_error(router.default_family),
         "generation": router.generation,
         "details": {"metrics": loaded.metrics if loaded else {}},
+        "mlflow": _registry_body(router),
         "families": {name: _family_body(router, name) for name in router.families},
     }
+
+
+def _registry_body(router: RequestRouter) -> dict[str, Any] | None:
+    """Describe the registry of the default family, else of the first family that has one; None where none has."""
+    found = [source for name in (router.default_family, *router.families) if (source := router.source(name))]
+    registries = [source for source in found if source.kind == REGISTRY_KIND]
+    if not registries:
+        return None
+    source = registries[0]
+    return {
+        "status": source.status,
+        "server_version": source.server_version,
+        "verified_at": _iso(source.verified_at_s),
+        "model_uri": source.model_uri,
+        "last_error": source.last_error,
+        "next_try_at": _iso(source.next_try_s),
+    }
+
+
+def _source_body(router: RequestRouter, family: str) -> dict[str, Any] | None:
+    source = router.source(family)
+    if source is None:
+        return None
+    body = source.model_dump(exclude={"verified_at_s", "next_try_s"}, exclude_none=True)
+    return body | {"verified_at": _iso(source.verified_at_s), "next_try_at": _iso(source.next_try_s)}
+
+
+def _iso(at_s: float | None) -> str | None:
+    """Write seconds since the epoch as RFC 3339 in UTC."""
+    if at_s is None:
+        return None
+    return datetime.fromtimestamp(at_s, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def _family_body(router: RequestRouter, family: str) -> dict[str, Any]:
@@ -78,6 +112,7 @@ def _family_body(router: RequestRouter, family: str) -> dict[str, Any]:
         "model_version": target.version if target else None,
         "generation": target.generation if target else None,
         "last_error": router.last_error(family),
+        "source": _source_body(router, family),
         "replicas": [
             {
                 "replica": status.replica_id,
@@ -103,13 +138,13 @@ def current_body(router: RequestRouter, family: str) -> dict[str, Any]:
     target = router.target(family)
     loaded = router.loaded(target.family, target.version)
     assert loaded is not None, "a target was built from the report of its version"
+    source = router.source(target.family)
     return {
-        "name": target.family,
+        "name": (source.name if source else None) or target.family,
         "version": target.version,
-        "stage": target.variant,
-        "loaded_at": datetime.fromtimestamp(loaded.loaded_at_s, UTC)
-        .isoformat(timespec="seconds")
-        .replace("+00:00", "Z"),
+        "stage": router.stage(target.family) or target.variant,
+        "loaded_at": _iso(loaded.loaded_at_s),
+        "family": target.family,
         "created_at": loaded.created_at,
         "pool": target.pool,
         "generation": target.generation,

@@ -1,6 +1,7 @@
-"""`POST /predict/{family}`: the hot route. Plain ASGI, since FastAPI's machinery costs more than the prediction.
+"""`POST /predict/{family}` and `POST /invocations`: the hot routes, and the cheap questions that balancers ask often.
 
-It stands in the OpenAPI document through `describe`, which registers the same paths with FastAPI.
+Plain ASGI, since FastAPI's machinery costs more than the prediction. They stand in the OpenAPI document through
+`describe`, which registers the same paths with FastAPI.
 """
 
 import contextlib
@@ -8,25 +9,27 @@ import itertools
 import os
 import re
 import time
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, Protocol
+from urllib.parse import parse_qs
 
 import structlog
 from fastapi import APIRouter, Request, Response
 from numpy.typing import NDArray
 
-from serve_app.domain.errors import PayloadTooLargeError, ServeAppError, UnavailableError, UnknownVersionError
-from serve_app.ingress import error_responses
-from serve_app.ingress.wire import (
-    PredictAnswer,
-    PredictBody,
-    answer_tail,
-    check_media_type,
-    predictions_json,
-    read_rows,
+from serve_app.domain.errors import (
+    InvalidInputError,
+    PayloadTooLargeError,
+    PredictionError,
+    ServeAppError,
+    UnavailableError,
+    UnknownVersionError,
 )
+from serve_app.ingress import error_responses, invocations
+from serve_app.ingress.dialect import Dialect, Rows
+from serve_app.ingress.wire import PREDICT, PredictAnswer, PredictBody
 from serve_app.usecases.ports import RequestMeter
 from serve_app.usecases.route_request import RequestRouter, Target
 
@@ -34,13 +37,16 @@ Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-Headers = Sequence[tuple[bytes, bytes]]
 
 PREFIX: Final = "/predict"
+OF_FAMILY: Final = "/predict/{family}"
+OF_DEFAULT: Final = "/predict/"
+LIVE: Final = "/live"
+FLOAT32_MAX: Final = 3.4028234663852886e38
+_ASKED_OFTEN: Final = frozenset({LIVE, invocations.PING, invocations.VERSION})
 _ECHOED: Final = re.compile(rb"[\x21-\x7e]{1,128}")
 """A request id of the client that is safe in a header and in a log; any other is replaced by ours."""
 LIVE_BODY: Final = b'{"status":"alive"}'
-_LIVE_HEADERS: Final = [(b"content-type", b"application/json"), (b"content-length", str(len(LIVE_BODY)).encode())]
 log = structlog.get_logger(__name__)
 
 
@@ -52,10 +58,31 @@ class RequestLimits:
     max_rows: int
 
 
+class AnswerMeter(RequestMeter, Protocol):
+    """Counts answers by family and version, and by route. Called for each request: it must return in microseconds.
+
+    A route is named by the template of its path, never by what a client sent.
+    """
+
+    def observe(
+        self, family: str, version: str, variant: str, status: int, seconds: float, route: str = OF_FAMILY
+    ) -> None:
+        """Count one answer to a prediction."""
+        ...
+
+    def observe_http(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Count one answer of any other route."""
+        ...
+
+
 @dataclass(slots=True)
 class _Asked:
-    """The headers of a request that matter here."""
+    """What matters of a request's path and headers. `route` is the template of the path, `path` what came."""
 
+    path: str
+    route: str
+    family: str
+    dialect: Dialect
     content_type: bytes = b""
     content_length: int = 0
     request_id: bytes = b""
@@ -65,11 +92,12 @@ class _Asked:
 class Inference:
     """Answers predictions. Lives on one event loop."""
 
-    def __init__(self, router: RequestRouter, *, limits: RequestLimits, meter: RequestMeter, access_log: bool) -> None:
+    def __init__(self, router: RequestRouter, *, limits: RequestLimits, meter: AnswerMeter, access_log: bool) -> None:
         self._router = router
         self._limits = limits
-        self._meter = meter
+        self.meter = meter
         self._access_log = access_log
+        self._version = invocations.protocol_version()
         self._id_prefix = os.urandom(6).hex()
         self._ids = itertools.count(1)
         self._next_overload_line_s = 0.0
@@ -81,55 +109,69 @@ class Inference:
             return False
         path: str = scope["path"]
         if scope["method"] == "POST":
-            return path.startswith("/predict/") or path == PREFIX
-        return path == "/live" and scope["method"] in ("GET", "HEAD")
+            return path.startswith(OF_DEFAULT) or path in (PREFIX, invocations.PATH)
+        return path in _ASKED_OFTEN and scope["method"] in ("GET", "HEAD")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request as an ASGI application; errors become answers, nothing is raised."""
         if scope["method"] != "POST":
-            await send({"type": "http.response.start", "status": 200, "headers": _LIVE_HEADERS})
-            await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else LIVE_BODY})
-            return
-        asked = _read_headers(scope["headers"])
-        try:
-            body = await self._read_body(asked, receive)
-        except ServeAppError as error:
-            status, headers, answer = self._refuse(asked, scope["path"], error)
-            headers.append((b"connection", b"close"))  # the rest of the body is not read
+            status, headers, answer = self.tell(scope)
         else:
-            status, headers, answer = await self.answer(scope["path"], asked, body)
+            asked = _asked(scope)
+            try:
+                body = await self._read_body(asked, receive)
+            except ServeAppError as error:
+                status, headers, answer = self._refuse(asked, error)
+                headers.append((b"connection", b"close"))  # the rest of the body is not read
+            else:
+                status, headers, answer = await self.answer(asked, body)
         headers.append((b"content-length", str(len(answer)).encode()))
         await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": answer})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else answer})
 
-    async def answer(self, path: str, asked: _Asked, body: bytes) -> error_responses.Response:
+    def tell(self, scope: Scope) -> error_responses.Response:
+        """Answer `/live`, `/ping` or `/version`."""
+        path: str = scope["path"]
+        if path == invocations.PING:
+            status, headers, answer = invocations.ping(self._router, _family_of(scope))
+        else:
+            status, headers = 200, [error_responses.JSON_HEADER]
+            answer = self._version if path == invocations.VERSION else LIVE_BODY
+        self.meter.observe_http(scope["method"], path, status, 0.0)
+        return status, headers, answer
+
+    async def answer(self, asked: _Asked, body: bytes) -> error_responses.Response:
         """Predict for a whole body; every error becomes the answer that belongs to it."""
         started_s = time.perf_counter()
-        family = path[len(PREFIX) :].strip("/")
+        dialect = asked.dialect
         target: Target | None = None
         try:
-            check_media_type(asked.content_type)
-            target = self._router.target(family, asked.forced_version)
-            rows = read_rows(body, target.input_names, max_rows=self._limits.max_rows)
+            target = self._router.target(asked.family, asked.forced_version)
+            rows = dialect.read(body, asked.content_type, target, self._limits.max_rows)
             try:
                 outputs = await target.coalescer.submit(rows)
             except UnknownVersionError:
                 if target.reason == "forced":
                     raise
                 target, outputs = await self._fall_back(target, rows)
-            answer = b'{"predictions":' + predictions_json(outputs, target.output_names) + _tail(target)
+            except PredictionError as error:
+                if _are_ordinary(rows):
+                    raise
+                problem = str(error).partition("\n")[0]
+                raise InvalidInputError(f"expected numbers that the model can take: {problem}") from error
+            answer = dialect.write(outputs, target)
         except Exception as error:
-            return self._refuse(asked, path, error, target, time.perf_counter() - started_s)
+            return self._refuse(asked, error, target, time.perf_counter() - started_s)
         headers = [error_responses.JSON_HEADER, *self._id_headers(asked), *_route_headers(target)]
         seconds = time.perf_counter() - started_s
-        self._meter.observe(target.family, target.version, target.variant, 200, seconds)
+        self.meter.observe(target.family, target.version, target.variant, 200, seconds, asked.route)
         if self._access_log:
             log.info(
                 "predicted", family=target.family, version=target.version, rows=len(rows), seconds=round(seconds, 6)
             )
         return 200, headers, answer
 
-    async def _fall_back(self, target: Target, rows: list[list[float]]) -> tuple[Target, NDArray[Any]]:
+    async def _fall_back(self, target: Target, rows: Rows) -> tuple[Target, NDArray[Any]]:
         """Answer by the last good version when no replica holds the right one; the answer's headers say so.
 
         Raises:
@@ -142,19 +184,19 @@ class Inference:
         raise UnavailableError(f"version {target.version!r} of {target.family!r} is being replaced; try again")
 
     def _refuse(
-        self, asked: _Asked, path: str, error: Exception, target: Target | None = None, seconds: float = 0.0
+        self, asked: _Asked, error: Exception, target: Target | None = None, seconds: float = 0.0
     ) -> error_responses.Response:
-        status, headers, answer = error_responses.error_response(error)
+        status, headers, answer = asked.dialect.refuse(error)
         headers += self._id_headers(asked)
         family, version, variant = "", "", ""
         if target is not None:
             family, version, variant = target.family, target.version, target.variant
             headers += _route_headers(target)
-        self._meter.observe(family, version, variant, status, seconds)
+        self.meter.observe(family, version, variant, status, seconds, asked.route)
         if status >= 500 and self._is_worth_a_line(error):
             known = isinstance(error, ServeAppError)
             log.error(
-                "request failed", path=path, status=status, reason=str(error), family=family, version=version,
+                "request failed", path=asked.path, status=status, reason=str(error), family=family, version=version,
                 request_id=dict(headers)[b"x-request-id"].decode("latin-1"), exc_info=None if known else error,
             )  # fmt: skip
         return status, headers, answer
@@ -189,40 +231,45 @@ class Inference:
         return [(b"x-request-id", asked.request_id or prediction_id), (b"x-prediction-id", prediction_id)]
 
     def describe(self) -> APIRouter:
-        """Return the routes for FastAPI: they document the hot route, and answer where FastAPI is mounted alone."""
-        api = APIRouter(tags=["predict"])
-        schema = {
-            "requestBody": {
-                "required": True,
-                "content": {"application/json": {"schema": PredictBody.model_json_schema()}},
-            }
-        }
+        """Return the routes for FastAPI: they document the hot routes, and answer where FastAPI is mounted alone."""
+        api = APIRouter()
 
         async def predict(request: Request) -> Response:
-            asked = _read_headers(request.scope["headers"])
-            status, headers, answer = await self.answer(request.url.path, asked, await request.body())
-            response = Response(answer, status_code=status)
-            response.raw_headers.extend(headers)
-            return response
+            return _response(await self.answer(_asked(request.scope), await request.body()))
 
+        async def tell(request: Request) -> Response:
+            return _response(self.tell(request.scope))
+
+        body = {"required": True, "content": {"application/json": {"schema": PredictBody.model_json_schema()}}}
         family = {"name": "family", "in": "path", "required": True, "schema": {"type": "string"}}
         for path, summary, parameters in (
-            ("/predict/{family}", "Predict with a family", [family]),
-            ("/predict/", "Predict with the default family", []),
+            (OF_FAMILY, "Predict with a family", [family]),
+            (OF_DEFAULT, "Predict with the default family", []),
         ):
             api.add_api_route(
-                path, predict, methods=["POST"], summary=summary, response_model=None,
-                openapi_extra=schema | {"parameters": parameters},
+                path, predict, methods=["POST"], summary=summary, response_model=None, tags=["predict"],
+                openapi_extra={"requestBody": body, "parameters": parameters},
                 responses={200: {"model": PredictAnswer}, 400: {}, 404: {}, 413: {}, 415: {}, 422: {}, 503: {}},
             )  # fmt: skip
         api.add_api_route(PREFIX, predict, methods=["POST"], response_model=None, include_in_schema=False)
+        invocations.describe(api, predict, tell)
         return api
 
 
-def _read_headers(headers: Headers) -> _Asked:
-    asked = _Asked()
+def _are_ordinary(rows: Rows) -> bool:
+    """False where a number is missing, infinite, or beyond float32: then it is the client's, if the model fails."""
+    return all(abs(value) <= FLOAT32_MAX for row in rows for value in row)
+
+
+def _asked(scope: Scope) -> _Asked:
+    path: str = scope["path"]
+    if path == invocations.PATH:
+        asked = _Asked(path, path, _family_of(scope), invocations.INVOCATIONS)
+    else:
+        route, family = _predicted(path)
+        asked = _Asked(path, route, family, PREDICT)
     correlation_id = b""
-    for name, value in headers:
+    for name, value in scope["headers"]:
         if name == b"content-type":
             asked.content_type = value
         elif name == b"content-length":
@@ -237,6 +284,26 @@ def _read_headers(headers: Headers) -> _Asked:
     return asked
 
 
+@lru_cache(maxsize=256)
+def _predicted(path: str) -> tuple[str, str]:
+    """Return the template of a path to `/predict`, and the family in it."""
+    family = path[len(PREFIX) :].strip("/")
+    return OF_FAMILY if family else OF_DEFAULT, family
+
+
+def _family_of(scope: Scope) -> str:
+    """Return the last `family` of the query, empty where there is none."""
+    query: bytes = scope.get("query_string", b"")
+    return parse_qs(query.decode("latin-1")).get("family", [""])[-1] if query else ""
+
+
+def _response(answered: error_responses.Response) -> Response:
+    status, headers, body = answered
+    response = Response(body, status_code=status)
+    response.raw_headers.extend(headers)
+    return response
+
+
 @lru_cache(maxsize=512)
 def _route_headers(target: Target) -> tuple[tuple[bytes, bytes], ...]:
     return (
@@ -246,8 +313,3 @@ def _route_headers(target: Target) -> tuple[tuple[bytes, bytes], ...]:
         (b"x-route-reason", target.reason.encode()),
         (b"x-generation", str(target.generation).encode()),
     )
-
-
-@lru_cache(maxsize=512)
-def _tail(target: Target) -> bytes:
-    return answer_tail(target.family, target.version)

@@ -65,7 +65,7 @@ def operations_router(router: RequestRouter, admin: Admin) -> APIRouter:
         except ServeAppError as error:
             log.warning("Manual model rollback refused", family=name, actor=actor, version=to, reason=str(error))
             raise
-        log_operation(operation, "rollback", actor)
+        log_operation(router, admin, operation, "rollback", actor)
         return _rollback_answer(operation)
 
     @api.get(

@@ -88,7 +88,7 @@ async def _reload(
     target = router.current(family)
     served = target.version if target else None
     try:
-        operation = await reload_family(admin, family, force=force, actor=actor, route=ROUTE, wait_s=wait_s)
+        operation = await reload_family(router, admin, family, force=force, actor=actor, route=ROUTE, wait_s=wait_s)
     except ServeAppError as error:
         return FamilyReload(status=_status_of(error), model_version=served, detail=said(error))
     return _family_body(operation)

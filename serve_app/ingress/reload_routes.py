@@ -67,7 +67,9 @@ def admin_reload_router(router: RequestRouter, admin: Admin) -> APIRouter:
         force: ForceQuery = False,
     ) -> Response:
         name = family_named(router, family)
-        operation = await reload_family(admin, name, force=force, actor=actor, route=ADMIN_RELOAD, wait_s=wait_s)
+        operation = await reload_family(
+            router, admin, name, force=force, actor=actor, route=ADMIN_RELOAD, wait_s=wait_s
+        )
         match operation.outcome:
             case Outcome.RUNNING:
                 return accepted(operation)
@@ -79,7 +81,7 @@ def admin_reload_router(router: RequestRouter, admin: Admin) -> APIRouter:
                 target = router.current(name)
                 body = AdminReload(
                     status="reloaded", detail="Model reloaded successfully", version=operation.to_version,
-                    stage=target.variant if target else STAGE,
+                    stage=router.stage(name) or (target.variant if target else STAGE),
                 )  # fmt: skip
         return answer(body, operation=operation)
 
@@ -101,7 +103,9 @@ def models_reload_router(router: RequestRouter, admin: Admin) -> APIRouter:
         force: ForceQuery = False,
     ) -> Response:
         name = family_named(router, family)
-        operation = await reload_family(admin, name, force=force, actor=actor, route=MODELS_RELOAD, wait_s=wait_s)
+        operation = await reload_family(
+            router, admin, name, force=force, actor=actor, route=MODELS_RELOAD, wait_s=wait_s
+        )
         if operation.outcome is Outcome.RUNNING:
             return accepted(operation)
         if operation.outcome is Outcome.FAILED:

@@ -1,5 +1,6 @@
 """The JSON bodies of predictions: reading a request, writing an answer."""
 
+from functools import lru_cache
 from typing import Any, Final
 
 import orjson
@@ -7,23 +8,28 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from serve_app.domain.errors import InvalidInputError, NotJsonError, UnsupportedMediaTypeError, nearest
-from serve_app.domain.signature import json_kind, rows_of, shortened
+from serve_app.domain.signature import Signature, json_kind, rows_of, shortened
+from serve_app.ingress.dialect import Dialect
+from serve_app.ingress.error_responses import error_response
+from serve_app.usecases.route_request import Target
 
 JSON_TYPES: Final = (b"application/json", b"text/json")
 UNTYPED: Final = (b"", b"application/x-www-form-urlencoded", b"application/octet-stream")
 """What clients send when nobody told them a type (`curl -d` says it is a form); read as JSON all the same."""
+Row = list[float] | dict[str, float]
+Rows = list[Row] | Row
 _KEYS: Final = ("instances", "features", "entity")
 
 
 class PredictBody(BaseModel):
     """Body of a prediction, for the OpenAPI document; `read_rows` is what reads it."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    instances: list[list[float] | dict[str, float]] = Field(
-        description="rows: lists of numbers, or objects with named fields"
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"oneOf": [{"required": ["instances"]}, {"required": ["features"]}]}
     )
-    features: list[list[float] | dict[str, float]] = Field(default=[], description="another name for `instances`")
+
+    instances: Rows = Field(default=[], description="rows: lists of numbers, or objects with named fields; or one row")
+    features: Rows = Field(default=[], description="another name for `instances`")
     entity: str | None = Field(default=None, description="what the rows are about; may serve as targeting key")
 
 
@@ -41,14 +47,16 @@ def check_media_type(content_type: bytes) -> None:
     Raises:
         UnsupportedMediaTypeError: With the type that came.
     """
+    if content_type == JSON_TYPES[0]:
+        return
     kind = content_type.partition(b";")[0].strip().lower()
     if kind in JSON_TYPES or kind in UNTYPED or kind.endswith(b"+json"):
         return
     raise UnsupportedMediaTypeError(f"expected content-type application/json, got {kind.decode('latin-1')!r}")
 
 
-def read_rows(body: bytes, input_names: tuple[str, ...], *, max_rows: int) -> list[list[float]]:
-    """Read the rows of a prediction body.
+def read_rows(body: bytes, signature: Signature, *, max_rows: int) -> list[list[float]]:
+    """Read the rows of a prediction body for a model with this signature.
 
     Raises:
         NotJsonError: The body is no JSON document (`NaN` and `Infinity` are not JSON either).
@@ -66,7 +74,7 @@ def read_rows(body: bytes, input_names: tuple[str, ...], *, max_rows: int) -> li
     instances = document.get("instances")
     if instances is None or len(document) > 1:
         instances = _instances(document)
-    return rows_of(instances, input_names, max_rows=max_rows)
+    return rows_of(instances, signature.input_names, max_rows=max_rows, typed=signature.typed_inputs)
 
 
 def _instances(document: dict[str, Any]) -> Any:
@@ -102,6 +110,21 @@ def predictions_json(outputs: NDArray[Any], output_names: tuple[str, ...]) -> by
     return orjson.dumps([dict(zip(output_names, row, strict=True)) for row in outputs.tolist()])
 
 
-def answer_tail(family: str, version: str) -> bytes:
+def _read(body: bytes, content_type: bytes, target: Target, max_rows: int) -> list[list[float]]:
+    check_media_type(content_type)
+    return read_rows(body, target.signature, max_rows=max_rows)
+
+
+def _write(outputs: NDArray[Any], target: Target) -> bytes:
+    return b'{"predictions":' + predictions_json(outputs, target.output_names) + _tail(target)
+
+
+@lru_cache(maxsize=512)
+def _tail(target: Target) -> bytes:
     """Write what follows the predictions in every answer of a version."""
-    return b',"model_family":' + orjson.dumps(family) + b',"model_version":' + orjson.dumps(version) + b"}"
+    return (
+        b',"model_family":' + orjson.dumps(target.family) + b',"model_version":' + orjson.dumps(target.version) + b"}"
+    )
+
+
+PREDICT: Final = Dialect(_read, _write, error_response)

@@ -139,7 +139,7 @@ class SourceFollower:
         await asyncio.to_thread(self._source.keep, [ref.version for ref in reload.wanted_versions(record)])
 
     async def _ask(self, pin: str | None, record: FamilyRecord) -> tuple[VersionRef, float] | None:
-        """Return what is wanted, and the seconds until the next look: what its `sidecar` section asks for, else ours."""
+        """Return what is wanted, and the seconds until the next look, which its `sidecar` section may ask for."""
         if pin is not None:
             ref = await self.find(pin, record)
             return (ref, self._rule.interval_s) if ref else None

@@ -113,6 +113,11 @@ class RequestRouter:
         """Return how the source of a family is, or None while the control plane has not told."""
         return self._table.sources.get(family)
 
+    def stage(self, family: str) -> str | None:
+        """Return the registry's word for what answers (`champion`, `Production`), or None: it is none of its choice."""
+        route, source = self._table.routes.get(family), self._table.sources.get(family)
+        return source.selector if route is not None and route.follows and source is not None else None
+
     def last_error(self, family: str) -> str | None:
         """Return why the family has not what it should follow and what last went wrong on its replicas, or None."""
         told = [self._table.troubles.get(family), *(status.last_error for status in self.statuses(family))]

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from serve_app.config import RELOAD_TOKEN_NAME, AppConfig, DirectoryConfig
+from serve_app.config import ADMIN_TOKEN_NAME, RELOAD_TOKEN_NAME, AppConfig, DirectoryConfig, RegistryConfig
 from serve_app.config_env import with_overrides
 from serve_app.domain.access import Scope
 from serve_app.domain.errors import ConfigError
@@ -49,6 +49,64 @@ def test_every_variable_reaches_what_it_speaks_of() -> None:
     for each in (family, other):
         assert (each.reload.mode, each.reload.interval_s) == (ReloadMode.ENDPOINT, 2.5)
         assert each.residency.max_versions == 3
+
+
+REGISTRY = {"kind": "mlflow_registry", "model": "flowers", "alias": "champion"}
+
+
+def test_registry_variables_reach_the_family_that_has_one() -> None:
+    made = document()
+    made["families"]["iris"]["source"] = dict(REGISTRY)
+    environ = {
+        "MLFLOW_TRACKING_URI": "http://mlflow:5000", "MLFLOW_MODEL_NAME": "iris-model", "MLFLOW_MODEL_STAGE": "Staging",
+        "MODEL_CACHE_DIR": "/var/cache/ml-model", "MODEL_UPDATE_INTERVAL": "60",
+    }  # fmt: skip
+    config = AppConfig.parse(with_overrides(made, environ, working_dir=HERE))
+    assert config.source("iris") == RegistryConfig(
+        tracking_uri="http://mlflow:5000", model="iris-model", stage="Staging", cache_dir="/var/cache/ml-model"
+    )
+    assert config.families["iris"].reload.interval_s == 60
+    assert config.families["forecaster"] == AppConfig.parse(document()).families["forecaster"]
+    pinned = with_overrides(made, environ | {"MLFLOW_MODEL_VERSION": "3"}, working_dir=HERE)
+    source = AppConfig.parse(pinned).families["iris"].source
+    assert isinstance(source, RegistryConfig)
+    assert source.selector == ("version", "3")
+    refreshed = with_overrides(made, environ | {"MODEL_AUTO_REFRESH_SECONDS": "300"}, working_dir=HERE)
+    assert AppConfig.parse(refreshed).families["iris"].reload.interval_s == 300
+
+
+def test_model_source_mlflow_gives_the_default_family_a_registry() -> None:
+    environ = {"MODEL_SOURCE": "mlflow", "MLFLOW_MODEL_NAME": "iris-random-forest", "MLFLOW_MODEL_STAGE": "Production"}
+    family = overridden(environ).families["forecaster"]
+    assert family.source == RegistryConfig(model="iris-random-forest", stage="Production")
+    assert family.loader == "mlflow"
+    assert overridden({"MODEL_SOURCE": "local"}) == overridden({})
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("mlflow", "expected MLFLOW_MODEL_NAME beside 'mlflow', found it not set"),
+        ("ftp", "expected local or mlflow, found 'ftp'"),
+    ],
+)
+def test_wrong_model_source_is_told(value: str, expected: str) -> None:
+    assert problems({"MODEL_SOURCE": value}) == (f"MODEL_SOURCE: {expected}",)
+
+
+def test_model_source_local_does_not_fit_a_registry() -> None:
+    made = document()
+    made["families"]["forecaster"]["source"] = dict(REGISTRY)
+    with pytest.raises(ConfigError, match="MODEL_SOURCE: expected a family with a directory for 'local'"):
+        with_overrides(made, {"MODEL_SOURCE": "local"}, working_dir=HERE)
+
+
+def test_admin_token_of_the_environment_has_every_scope_and_its_own_header() -> None:
+    config = overridden({"ADMIN_API_TOKEN": TOKEN, "ADMIN_TOKEN_HEADER": "X-Custom-Auth"})
+    (token,) = config.fixed_tokens.tokens
+    assert (token.name, token.scopes) == (ADMIN_TOKEN_NAME, frozenset(Scope))
+    assert config.security.token_header == "X-Custom-Auth"
+    assert TOKEN not in repr(config)
 
 
 def test_first_family_is_meant_where_none_is_named_as_default() -> None:

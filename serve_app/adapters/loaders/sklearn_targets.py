@@ -10,10 +10,17 @@ import joblib
 import numpy as np
 from numpy.typing import NDArray
 
+from serve_app.adapters.loaders.estimators import (
+    array_type,
+    dtype_of_labels,
+    forget_names,
+    through_trees,
+    use_one_thread,
+)
 from serve_app.adapters.loaders.scaling import Scaling, backward, forward
-from serve_app.adapters.loaders.tree_engine import NotEqualError, casts_to_float32, compiled, is_tree_ensemble
+from serve_app.adapters.loaders.tree_engine import casts_to_float32
 from serve_app.domain.errors import BundleError, InvalidInputError, PredictionError
-from serve_app.domain.signature import Column, DType, Signature
+from serve_app.domain.signature import Column, Signature
 from serve_app.usecases.check_golden import golden_samples
 from serve_app.usecases.ports import Bundle
 
@@ -170,9 +177,7 @@ def _deserialize(bundle: Bundle) -> tuple[dict[str, Any], list[str]]:
 def _models(bundle: Bundle, objects: Mapping[str, Any]) -> dict[str, Any]:
     models = {name: objects[_model_path(name, bundle.manifest.models_type)] for name in _targets_in(bundle)}
     for model in models.values():
-        # Threads inside a call cost more than they bring for a few rows, and sum a forest in a varying order.
-        if hasattr(model, "n_jobs"):
-            model.n_jobs = 1
+        use_one_thread(model)
     return models
 
 
@@ -187,7 +192,7 @@ def _signature(bundle: Bundle, models: Mapping[str, Any], scaler_x: Any) -> tupl
             return None, ["expected a signature in the manifest, for neither scaler_x nor a model knows its columns"]
         signature = Signature(
             inputs=tuple(Column(name=name) for name in names),
-            outputs=tuple(Column(name=name, dtype=_dtype_of(model)) for name, model in models.items()),
+            outputs=tuple(Column(name=name, dtype=dtype_of_labels(model)) for name, model in models.items()),
         )
     if sorted(signature.output_names) != sorted(models):
         problems.append(
@@ -233,27 +238,15 @@ def _samples(bundle: Bundle, n_inputs: int) -> NDArray[np.float64]:
 
 
 def _target(name: str, model: Any, scaler_y: Any, samples: NDArray[np.float64]) -> _Target:
-    _forget_names(model)
-    engine, reason, predict = "scikit-learn", "no tree ensemble", _predict_of(model)
-    if is_tree_ensemble(model):
-        try:
-            engine, reason, predict = "treelite", "", compiled(model, samples)
-        except NotEqualError as error:
-            reason = str(error)
+    forget_names(model)
+    compute, reason = through_trees(model, samples)
     return _Target(
         name=name,
-        predict=predict,
+        predict=compute or _predict_of(model),
         unscale=None if scaler_y is None else backward(scaler_y),
-        engine=f"{engine}: {reason}" if reason else engine,
+        engine="treelite" if compute is not None else f"scikit-learn: {reason}",
         narrows=casts_to_float32(model),
     )
-
-
-def _forget_names(model: Any) -> None:
-    """Let a model that was fitted on a data frame take arrays without a warning each time; names are checked."""
-    for part in (model, *np.asarray(getattr(model, "estimators_", ()), dtype=object).ravel()):
-        if "feature_names_in_" in getattr(part, "__dict__", {}):
-            del part.feature_names_in_
 
 
 def _predict_of(model: Any) -> Callable[[NDArray[np.float64]], NDArray[Any]]:
@@ -267,17 +260,8 @@ def _predict_of(model: Any) -> Callable[[NDArray[np.float64]], NDArray[Any]]:
     return lambda rows: np.asarray(model.predict(pd.DataFrame(rows, columns=names)))
 
 
-def _dtype_of(model: Any) -> DType:
-    classes = getattr(model, "classes_", None)
-    if classes is None:
-        return "float64"
-    kind = np.asarray(classes).dtype.kind
-    return "int64" if kind in "iu" else "float64" if kind == "f" else "bool" if kind == "b" else "string"
-
-
 def _output_type(targets: Sequence[_Target], models: Mapping[str, Any]) -> type[np.generic]:
-    """Choose the type that holds all outputs: int64 for labels that are whole numbers, object where there is text."""
-    kinds = {"float64" if target.unscale is not None else _dtype_of(models[target.name]) for target in targets}
-    if kinds == {"int64"}:
-        return np.int64
-    return np.float64 if kinds <= {"int64", "float64"} else np.object_
+    """Choose the type that holds all outputs; what is scaled back is no label any more."""
+    return array_type(
+        {"float64" if target.unscale is not None else dtype_of_labels(models[target.name]) for target in targets}
+    )

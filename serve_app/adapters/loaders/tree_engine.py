@@ -80,6 +80,29 @@ def compiled(model: Any, samples: NDArray[np.float64]) -> Predict:
     return lambda rows: few(rows) if len(rows) < _ROWS_FOR_WHOLE_TREES else many(rows)
 
 
+def compiled_probabilities(model: Any, samples: NDArray[np.float64]) -> Predict:
+    """Return a function equal to `model.predict_proba` of a forest: float64 (batch, n_features) -> (batch, n_classes).
+
+    It is tried as `compiled` is, and must give scikit-learn's bits.
+
+    Raises:
+        NotEqualError: Treelite does not take the model, or an output differs.
+    """
+    if type(model) not in FORESTS:
+        raise NotEqualError("probabilities are taken from forests only")
+    try:
+        few, many = _treelite_scores(model), _whole_tree_scores(model)
+        rows = np.concatenate([samples, trial_rows(model)])
+        expected = model.predict_proba(rows)
+        if not all(np.array_equal(expected, scores(rows)) for scores in (few, many)):
+            raise NotEqualError("expected scikit-learn's probabilities, found others")
+    except NotEqualError:
+        raise
+    except Exception as error:  # as above
+        raise NotEqualError(f"treelite cannot take it: {type(error).__name__}: {error}") from error
+    return lambda rows: few(rows) if len(rows) < _ROWS_FOR_WHOLE_TREES else many(rows)
+
+
 def trial_rows(model: Any, n_rows: int = TRIAL_ROWS) -> NDArray[np.float64]:
     """Generate rows, float64 (n_rows, n_features), that reach the trees' branches; the same for the same model."""
     thresholds: list[list[NDArray[np.float64]]] = [[] for _ in range(model.n_features_in_)]

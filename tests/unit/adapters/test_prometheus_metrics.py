@@ -186,3 +186,60 @@ def test_new_metrics_of_a_replica_have_help_and_come_once() -> None:
     assert all(family.documentation.endswith(".") for family in families)
     series = [(s.name, tuple(sorted(s.labels.items()))) for family in families for s in family.samples]
     assert len(series) == len(set(series))
+
+
+def http() -> list[MetricSnapshot]:
+    """Return what a gateway counted of two predictions by different routes, and of a reload."""
+    metrics = GatewayMetrics()
+    metrics.observe("forecaster", "v1", "stable", 200, 0.003, "/predict/")
+    metrics.observe("iris", "v7", "stable", 200, 0.003, "/invocations")
+    metrics.observe("iris", "v7", "stable", 400, 0.2, "/invocations")
+    metrics.observe_http("POST", "/admin/reload", 403, 0.2)
+    return snapshot(metrics.registry)
+
+
+def test_requests_are_counted_under_the_names_of_older_dashboards() -> None:
+    found = samples([("g1", http()), ("g2", http())])
+    counted = {
+        (s.labels["method"], s.labels["path"], s.labels["status"]): s.value
+        for s in found
+        if s.name == "ml_request_count_total"  # this parser adds the end that a counter has in its own library
+    }
+    assert counted == {
+        ("POST", "/predict/", "200"): 2, ("POST", "/invocations", "200"): 2, ("POST", "/invocations", "400"): 2,
+        ("POST", "/admin/reload", "403"): 2,
+    }  # fmt: skip
+    name = "ml_request_latency_seconds"
+    assert value(found, f"{name}_count", method="POST", path="/invocations") == 4
+    assert value(found, f"{name}_sum", path="/invocations") == pytest.approx(0.406)
+    assert value(found, f"{name}_bucket", path="/admin/reload", le="0.25") == 2
+
+
+def test_one_prediction_is_told_by_version_and_by_route() -> None:
+    found = samples([("g1", http())])
+    assert value(found, "serve_app_requests_total", family="iris", code="200") == 1
+    assert value(found, "serve_app_request_duration_seconds_count", family="iris") == 2
+    assert not [s for s in found if s.name == "serve_app_requests_total" and s.labels["family"] == ""]
+
+
+def test_count_of_requests_is_a_counter_without_total_in_its_name() -> None:
+    text = exposition([("g1", http())]).decode()
+    assert "# TYPE ml_request_count counter\n" in text
+    assert 'ml_request_count{method="POST",path="/admin/reload",status="403"} 1.0\n' in text
+    assert "ml_request_count_total" not in text
+
+
+@pytest.mark.parametrize(
+    ("metrics", "shown"),
+    [({"accuracy": 0.95, "f1_score": 0.93}, [0.95]), ({"accuracy": 1}, [1.0]), ({}, []), ({"accuracy": "high"}, []),
+     ({"accuracy": True}, []), ({"accuracy": None}, [])],
+    ids=str,
+)  # fmt: skip
+def test_accuracy_is_that_of_the_version_that_answers_now(metrics: dict[str, object], shown: list[float]) -> None:
+    gateway_metrics = GatewayMetrics()
+    gateway_metrics.set_route(1, "iris", "1", "cpu", "aa", metrics={"accuracy": 0.5})
+    gateway_metrics.set_route(2, "iris", "2", "cpu", "bb", metrics=metrics)
+    found = [s for s in samples([("g1", snapshot(gateway_metrics.registry))]) if s.name == "ml_model_accuracy"]
+    assert [(s.labels["family"], s.labels["model_version"], s.value) for s in found] == [
+        ("iris", "2", accuracy) for accuracy in shown
+    ]

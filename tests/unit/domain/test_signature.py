@@ -1,4 +1,5 @@
 import math
+import re
 from typing import Any
 
 import pytest
@@ -100,3 +101,51 @@ def test_number_of_columns_is_shown_and_the_many_names_are_cut() -> None:
     with pytest.raises(InvalidInputError) as caught:
         rows_of([[1]], [f"c{i}" for i in range(9)], max_rows=1)
     assert str(caught.value) == "row 0: expected 9 values (c0, c1, c2, c3, c4, c5, … 3 more), got 1"
+
+
+TYPED = Signature(
+    inputs=(
+        Column(name="n", dtype="int64"),
+        Column(name="ok", dtype="bool"),
+        Column(name="x"),
+        Column(name="f", dtype="float32"),
+        Column(name="i", dtype="int32"),
+    ),
+    outputs=(Column(name="y"),),
+)
+
+
+def typed(*instances: Any) -> list[list[float]]:
+    return rows_of(list(instances), TYPED.input_names, max_rows=9, typed=TYPED.typed_inputs)
+
+
+def test_typed_inputs_are_those_that_do_not_take_every_float() -> None:
+    assert TYPED.typed_inputs == ((0, "n", "int64"), (1, "ok", "bool"), (3, "f", "float32"), (4, "i", "int32"))
+    assert Signature(inputs=(Column(name="a"),), outputs=(Column(name="y"),)).typed_inputs == ()
+
+
+def test_values_that_fit_their_types_are_taken_from_lists_and_objects() -> None:
+    row = {"x": 1.5, "ok": True, "n": 2.0, "f": 1, "i": -7}
+    assert typed([2, False, 0.5, 1e38, 3], row) == [[2, 0, 0.5, 1e38, 3], [2, 1, 1.5, 1, -7]]
+    assert row["ok"] is True
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ([1.5, True, 0, 0, 0], "field 'n': expected an integer of at most 2**53"),
+        ([2**53 + 1, True, 0, 0, 0], "field 'n': expected an integer of at most 2**53"),
+        ([1, 2, 0, 0, 0], "field 'ok': expected true, false, 1 or 0, got the number 2"),
+        ([1, "yes", 0, 0, 0], "field 'ok': expected a number, got the string 'yes'"),
+        ([1, True, True, 0, 0], "field 'x': expected a number, got true"),
+        ([1, True, 0, 1e39, 0], "field 'f': expected a number within the range of float32, got the number 1e+39"),
+        ([1, True, 0, 0, 1 << 31], "field 'i': expected an integer within the range of int32"),
+        ([1, True], "expected 5 values"),
+        ({"n": 1, "ok": True}, "missing fields x, f, i"),
+        ([10**400, True, 0, 0, 0], "field 'n': expected an integer of at most 2**53"),
+        ([0, True, 0, 10**400, 0], "field 'f': expected a finite number"),
+    ],
+)
+def test_values_that_do_not_fit_their_types_are_refused(row: Any, problem: str) -> None:
+    with pytest.raises(InvalidInputError, match=re.escape(problem)):
+        typed(row)

@@ -4,7 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.domain.versions import parse_version, problem_with_version, stamp_in, version_at
+from serve_app.domain.versions import (
+    parse_version,
+    problem_with_qualified,
+    problem_with_version,
+    qualified_version,
+    split_version,
+    stamp_in,
+    version_at,
+)
 
 
 @pytest.mark.parametrize("text", ["1", "v2026-01-30T0900Z", "tft_model_20250130_143000", "a" * 128, "v1..2"])
@@ -51,3 +59,30 @@ def test_default_version_is_the_minute_in_utc() -> None:
 )
 def test_stamp_in_a_directory_name(name: str, stamp: datetime | None) -> None:
     assert stamp_in(name) == stamp
+
+
+@pytest.mark.parametrize(
+    ("model", "named"),
+    [("iris", "iris:3"), ("iris forest", "iris%20forest:3"), ("größe", "gr%C3%B6%C3%9Fe:3"), ("..", "..:3")],
+)
+def test_version_of_another_model_is_named_after_it(model: str, named: str) -> None:
+    assert qualified_version(model, "3") == named
+    assert parse_version(named) == named
+    assert split_version(named) == (model, "3")
+
+
+def test_plain_version_names_no_model() -> None:
+    assert split_version("v1") == (None, "v1")
+
+
+@given(st.text(min_size=1, max_size=256))
+def test_every_name_of_a_model_has_one_spelling(model: str) -> None:
+    named = qualified_version(model, "3")
+    assert problem_with_qualified(named) is None
+    assert split_version(named) == (model, "3")
+
+
+@pytest.mark.parametrize("text", [":3", "iris:", "iris forest:3", "iris:3/4", "a/b:3", "iris%:3", "%41:3", "iris:.."])
+def test_malformed_name_of_another_model_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        parse_version(text)

@@ -24,9 +24,15 @@ class Meter:
 
     def __init__(self) -> None:
         self.seen: list[tuple[str, str, str, int]] = []
+        self.http: list[tuple[str, str, int]] = []
 
-    def observe(self, family: str, version: str, variant: str, status: int, seconds: float) -> None:
+    def observe(self, family: str, version: str, variant: str, status: int, seconds: float, route: str = "") -> None:
         self.seen.append((family, version, variant, status))
+        self.http.append(("POST", route, status))
+        assert seconds >= 0
+
+    def observe_http(self, method: str, route: str, status: int, seconds: float) -> None:
+        self.http.append((method, route, status))
         assert seconds >= 0
 
 

@@ -4,6 +4,8 @@ import httpx
 import pytest
 import structlog
 
+from serve_app.domain.reload import Route, RoutingTable
+from serve_app.domain.source_status import SourceStatus
 from tests.reports import report
 from tests.unit.ingress.serving import FAMILY, Server
 
@@ -71,6 +73,47 @@ async def test_health_is_degraded_while_a_replica_tells_of_an_error() -> None:
     body = (await get(server, "/health")).json()
     assert (body["status"], body["last_error"]) == ("degraded", "v2: wrong digest")
     assert body["families"][FAMILY]["last_error"] == "v2: wrong digest"
+
+
+REGISTRY = SourceStatus(
+    kind="mlflow_registry", status="ok", name="iris-random-forest", selector="Production", version="2",
+    model_uri="models:/iris-random-forest/2", stage="Production", server_version="3.17.0",
+    verified_at_s=1_769_763_600.0,
+)  # fmt: skip
+
+
+def follow_registry(server: Server, source: SourceStatus, *, follows: bool = True, generation: int = 2) -> None:
+    route = Route(version="v1", digest="0" * 64, follows=follows)
+    server.router.follow(RoutingTable(generation=generation, routes={FAMILY: route}, sources={FAMILY: source}))
+
+
+async def test_health_tells_how_the_registry_is() -> None:
+    server = Server()
+    assert (await get(server, "/health")).json()["mlflow"] is None
+    follow_registry(server, REGISTRY)
+    body = (await get(server, "/health/")).json()
+    assert body["mlflow"] == {
+        "status": "ok", "server_version": "3.17.0", "verified_at": "2026-01-30T09:00:00Z",
+        "model_uri": "models:/iris-random-forest/2", "last_error": None, "next_try_at": None,
+    }  # fmt: skip
+    assert body["families"][FAMILY]["source"]["selector"] == "Production"
+    away = {"status": "error", "last_error": "connection refused", "next_try_s": 1_769_763_605.0}
+    follow_registry(server, REGISTRY.model_copy(update=away), generation=3)
+    told = (await get(server, "/health")).json()["mlflow"]
+    assert (told["status"], told["last_error"], told["next_try_at"]) == (
+        "error", "connection refused", "2026-01-30T09:00:05Z",
+    )  # fmt: skip
+
+
+async def test_current_model_has_the_registry_s_name_and_stage_as_long_as_it_is_its_choice() -> None:
+    server = Server()
+    follow_registry(server, REGISTRY)
+    body = (await get(server, "/models/current")).json()
+    assert (body["name"], body["version"], body["stage"]) == ("iris-random-forest", "v1", "Production")
+    server.route("v1", generation=3)  # as a commit pushes it: it says nothing of the sources
+    assert (await get(server, "/models/current")).json()["name"] == "iris-random-forest"
+    follow_registry(server, REGISTRY, follows=False, generation=4)
+    assert (await get(server, "/models/current")).json()["stage"] == "stable"
 
 
 @pytest.mark.parametrize("path", ["/models/current", f"/models/current?family={FAMILY}"])
@@ -145,3 +188,45 @@ async def test_hot_route_mounted_in_fastapi_alone_answers_the_same() -> None:
     assert {k: v for k, v in cold.headers.items() if k not in ignored} == {
         k: v for k, v in hot.headers.items() if k not in ignored
     }
+
+
+async def test_requests_are_counted_by_the_template_of_their_route() -> None:
+    server = Server()
+    for path in ("/health", "/models/current?family=iris", "/nothing/7", "/live", "/ping", "/version", "/docs"):
+        await get(server, path)
+    await get(server, "/health", method="BREW")
+    await server.post(b'{"instances":[[1,2,3]]}')
+    await server.post(b"", path="/predict/")
+    await server.post(b"", path="/invocations?family=x")
+    assert server.meter.http == [
+        ("GET", "/health", 200), ("GET", "/models/current", 503), ("GET", "other", 404), ("GET", "/live", 200),
+        ("GET", "/ping", 200), ("GET", "/version", 200), ("GET", "other", 200), ("other", "/health", 405),
+        ("POST", "/predict/{family}", 200), ("POST", "/predict/", 400), ("POST", "/invocations", 404),
+    ]  # fmt: skip
+
+
+async def test_route_that_breaks_is_counted_as_500() -> None:
+    server = Server()
+    server.metrics_error = ValueError("secret detail")
+    transport = httpx.ASGITransport(server.api, raise_app_exceptions=False)
+    with structlog.testing.capture_logs():
+        async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+            await client.get("/metrics")
+    assert server.meter.http == [("GET", "/metrics", 500)]
+
+
+async def test_body_of_a_prediction_needs_one_of_its_two_names() -> None:
+    document = (await get(Server(), "/openapi.json")).json()
+    schema = document["paths"]["/predict/"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert "required" not in schema
+    assert schema["oneOf"] == [{"required": ["instances"]}, {"required": ["features"]}]
+
+
+async def test_document_of_the_api_has_the_protocol_of_mlflow() -> None:
+    paths = (await get(Server(), "/openapi.json")).json()["paths"]
+    content = paths["/invocations"]["post"]["requestBody"]["content"]
+    assert set(content) == {"application/json", "text/csv"}
+    assert [form["required"] for form in content["application/json"]["schema"]["oneOf"]] == [
+        ["dataframe_split"], ["dataframe_records"], ["instances"], ["inputs"],
+    ]  # fmt: skip
+    assert {"/ping", "/version"} <= set(paths)

@@ -346,7 +346,7 @@ async def test_no_parameter_makes_a_defect(
 async def test_no_operation_id_makes_a_defect(busy: Administered, operation_id: str) -> None:
     if not _is_surrogate(operation_id):
         path = "/admin/operations/" + "".join(f"%{byte:02x}" for byte in operation_id.encode())
-        assert (await busy.get(path)).status_code in (200, 404, 422)
+        assert (await busy.get(path)).status_code in (200, 307, 404, 422)  # 307: a slash at the end is cut off
 
 
 def _is_surrogate(text: str) -> bool:

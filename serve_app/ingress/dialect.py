@@ -1,0 +1,25 @@
+"""How a route of predictions speaks: what it reads, and how it writes answers and errors. All else is the same."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from serve_app.ingress.error_responses import Response
+from serve_app.usecases.route_request import Target
+
+Rows = list[list[float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """The three things in which routes of predictions differ.
+
+    `read(body, content_type, target, max_rows)` gives the rows or raises a `RequestError`; `write(outputs, target)`
+    gives the body of the answer; `refuse(error)` the whole answer to an error, whatever it is.
+    """
+
+    read: Callable[[bytes, bytes, Target, int], Rows]
+    write: Callable[[NDArray[Any], Target], bytes]
+    refuse: Callable[[Exception], Response]
