@@ -136,12 +136,12 @@ def _measure(
 
 
 def _at_full(server: ReloadServer, effort: Effort) -> tuple[Change, ...]:
-    once = Effort(before_s=1.0, attempts=1, peak_s=effort.peak_s)
+    once = Effort(attempts=1, peak_s=effort.peak_s)
     return tuple(all_changes(server, label="full", connections=CONNECTIONS, rate=None, effort=once, tell=console.print))
 
 
 def _small_model(server: ReloadServer, effort: Effort) -> tuple[Change, ...]:
-    some = Effort(before_s=1.0, attempts=effort.attempts, peak_s=effort.peak_s)
+    some = Effort(attempts=effort.attempts, peak_s=effort.peak_s)
     change = good_ones(server, label="small", connections=1, rate=None, effort=some)
     console.print(told_of(change))
     return (change,)

@@ -31,8 +31,10 @@ LENGTHY = frozenset({Kind.SLOW, Kind.HANGING})
 ROLLBACK = "rollback"
 SETTLE_S = 1.0
 """Of traffic that is in no figure: connections open, batches find their size."""
-BETWEEN_S = 0.5
-"""Before each call, so that what was asked to prepare it is over."""
+BETWEEN_S = 2.0
+"""Before each call, so that what the one before it caused, and what was asked to prepare it, is over."""
+BEFORE_S = 1.5
+"""Of this, what the call's window is compared with: right before it, since the machine is not equally quiet always."""
 AFTER_S = 1.0
 """How long a window goes on after the answer to the admin call: what is released is released then."""
 SHARE_OF_PEAK = 0.7
@@ -42,14 +44,13 @@ SHARE_OF_PEAK = 0.7
 class Effort:
     """How long and how often."""
 
-    before_s: float
     attempts: int
     """Of what is over in a moment."""
     peak_s: int
 
 
-THOROUGH = Effort(before_s=10.0, attempts=2, peak_s=4)
-QUICK = Effort(before_s=2.0, attempts=1, peak_s=1)
+THOROUGH = Effort(attempts=4, peak_s=4)
+QUICK = Effort(attempts=1, peak_s=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,7 @@ def all_changes(
     groups += [[_wish(server, kind, label, 1)] for kind in KINDS if kind in LENGTHY]
     found: list[Change] = []
     for group in groups:
-        changes = _under_traffic(server, group, connections=connections, rate=rate, before_s=effort.before_s)
+        changes = _under_traffic(server, group, connections=connections, rate=rate)
         for change in changes:
             tell(told_of(change))
         found += changes
@@ -113,7 +114,7 @@ def all_changes(
 def good_ones(server: ReloadServer, *, label: str, connections: int, rate: float | None, effort: Effort) -> Change:
     """Reload good bundles under traffic."""
     wish = _wish(server, Kind.GOOD, label, effort.attempts)
-    (change,) = _under_traffic(server, [wish], connections=connections, rate=rate, before_s=effort.before_s)
+    (change,) = _under_traffic(server, [wish], connections=connections, rate=rate)
     return change
 
 
@@ -122,18 +123,15 @@ def _wish(server: ReloadServer, kind: Kind, label: str, attempts: int) -> _Wish:
 
 
 def _under_traffic(
-    server: ReloadServer, wishes: Sequence[_Wish], *, connections: int, rate: float | None, before_s: float
+    server: ReloadServer, wishes: Sequence[_Wish], *, connections: int, rate: float | None
 ) -> list[Change]:
-    """Ask for one change after the other under the same traffic, which flows undisturbed for `before_s` first."""
+    """Ask for one change after the other under the same traffic."""
     done: list[_Attempts] = []
     with Traffic.started(server.url, BODY, connections=connections, rate=rate) as traffic:
         time.sleep(SETTLE_S)
-        quiet_s = time.monotonic()
-        time.sleep(before_s)
         for wish in wishes:
             done.append(_ask(server, wish))
-    before = traffic.between(quiet_s, done[0].start_s)
-    return [_change(attempts, traffic, before) for attempts in done]
+    return [_change(attempts, traffic) for attempts in done]
 
 
 def _ask(server: ReloadServer, wish: _Wish) -> _Attempts:
@@ -150,12 +148,12 @@ def _ask(server: ReloadServer, wish: _Wish) -> _Attempts:
     return attempts
 
 
-def _change(attempts: _Attempts, traffic: Traffic, before: Sequence[Answer]) -> Change:
+def _change(attempts: _Attempts, traffic: Traffic) -> Change:
     told, active = attempts.told, attempts.active
     windows = [(each.called_s, each.answered_s + AFTER_S) for each in told]
     during = [answer for start, end in windows for answer in traffic.between(start, end)]
+    before = [answer for start, _ in windows for answer in traffic.between(start - BEFORE_S, start)]
     meanwhile = traffic.between(attempts.start_s, attempts.end_s)
-    whole = [*before, *meanwhile]
     return Change(
         kind=attempts.kind,
         attempts=len(told),
@@ -167,7 +165,7 @@ def _change(attempts: _Attempts, traffic: Traffic, before: Sequence[Answer]) -> 
         per_s=round(len(during) / sum(end - start for start, end in windows), 1),
         requests=len(meanwhile),
         failed=failed(meanwhile),
-        went_back=went_back(whole),
+        went_back=went_back(meanwhile),
         strange=sum(answer.status == 200 and answer.version not in active for answer in meanwhile),
         commits_ms=tuple(attempts.commits_ms),
         first_answers_s=tuple(

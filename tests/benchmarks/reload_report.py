@@ -48,7 +48,7 @@ def render(run: ReloadRun) -> str:
         _section(
             f"Changes at {run.share_of_peak:.0%} of the peak rate",
             "The window goes from the call to one second after its answer; the windows of several attempts are taken "
-            "together. Before are the seconds of the same traffic before its first change; slow and hanging bundles "
+            "together. Before are the 1.5 s right before each call; slow and hanging bundles "
             "have a traffic of their own. Failed requests are those of the whole time of a change, between its "
             "windows too.",
             ("bundle", "outcome", "answer after", "p50 ms before", "in window", "p99 ms before", "in window", "ratio",
