@@ -1,7 +1,6 @@
-"""Metrics of one process, their snapshots, and the merge of snapshots from all processes into one exposition.
+"""Metrics of one process, their snapshots, and one exposition of the snapshots from all processes.
 
-Any gateway answers `/metrics` for the whole application, so counters and histograms of the same labels are added up;
-gauges keep one sample for each replica, told apart by the label `replica`.
+Any gateway answers `/metrics` for the whole application; the label `replica` tells the processes apart.
 """
 
 from bisect import bisect_left
@@ -310,7 +309,11 @@ def snapshot(registry: CollectorRegistry) -> list[MetricSnapshot]:
 
 
 def exposition(snapshots: Sequence[tuple[str, Sequence[MetricSnapshot]]]) -> bytes:
-    """Merge `(replica, snapshot)` pairs and write them in the Prometheus text format."""
+    """Write `(replica, snapshot)` pairs as one page in the Prometheus text format.
+
+    Every series names its replica. Sums over replicas would fall when one of them ends, and Prometheus would take that
+    for a restart of all: a rate that jumps, and an alarm for nothing.
+    """
     text = bytes(generate_latest(_Merged(_merge(snapshots))))
     # The client library would end the name of a counter in _total; dashboards ask for this one without it.
     return text.replace(f"# TYPE {REQUEST_COUNT} untyped".encode(), f"# TYPE {REQUEST_COUNT} counter".encode())
@@ -329,17 +332,16 @@ class _Merged(CollectorRegistry):
 
 def _merge(snapshots: Sequence[tuple[str, Sequence[MetricSnapshot]]]) -> Iterable[Metric]:
     heads: dict[str, tuple[str, str]] = {}
-    sums: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = {}
+    values: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = {}
     for replica, metrics in snapshots:
         for name, documentation, kind, samples in metrics:
             heads.setdefault(name, (documentation, kind))
-            into = sums.setdefault(name, {})
+            into = values.setdefault(name, {})
             for sample_name, labels, value in samples:
-                told_apart = labels | {"replica": replica} if kind == "gauge" else labels
-                key = (sample_name, tuple(sorted(told_apart.items())))
-                into[key] = into.get(key, 0.0) + value
+                key = (sample_name, tuple(sorted((labels | {"replica": replica}).items())))
+                into[key] = value
     for name in sorted(heads):
         metric = Metric(name, *heads[name])
-        for (sample_name, labels_), value in sums[name].items():
+        for (sample_name, labels_), value in values[name].items():
             metric.add_sample(sample_name, dict(labels_), value)
         yield metric
