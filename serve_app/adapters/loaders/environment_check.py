@@ -7,22 +7,18 @@ from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
 
 from serve_app.adapters.loaders.mlmodel_file import DIRECTORY, MlmodelFile
+from serve_app.adapters.model_environment import recorded_environment
 
 _PARTS = {"python": 2, "scikit-learn": 2, "torch": 2, "numpy": 1}
 """How many parts of a version must agree: pickles of scikit-learn break between minor releases, numpy's rarely do."""
 
-_PIN = re.compile(r"^\s*(?P<name>[A-Za-z0-9._-]+)\s*(?:\[[^\]]*\])?\s*===?\s*(?P<version>[0-9][^\s;#,]*)")
-_PYTHON = re.compile(r"^python:\s*['\"]?(?P<version>[0-9][0-9.]*)", re.MULTILINE)
 
+def saved_environment(files: Mapping[str, bytes], mlmodel: MlmodelFile) -> dict[str, str]:
+    """Return the versions that the model's files state, by package; `python` is the interpreter's.
 
-def recorded_environment(files: Mapping[str, bytes], mlmodel: MlmodelFile) -> dict[str, str]:
-    """Return the versions that the model's files state, by package; `python` is the interpreter's."""
-    found: dict[str, str] = {}
-    for line in files.get(DIRECTORY + "requirements.txt", b"").decode("utf-8", "replace").splitlines():
-        if pin := _PIN.match(line):
-            found[re.sub(r"[-_.]+", "-", pin["name"]).lower()] = pin["version"]
-    if python := _PYTHON.search(files.get(DIRECTORY + "python_env.yaml", b"").decode("utf-8", "replace")):
-        found["python"] = python["version"]
+    What a flavor says comes before what the requirements pin.
+    """
+    found = recorded_environment(lambda name: files.get(DIRECTORY + name, b""))
     flavors = mlmodel.flavors
     said = {
         "python": flavors.python_function and flavors.python_function.python_version,

@@ -7,7 +7,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from serve_app.adapters.loaders.environment_check import mismatches, recorded_environment, running_environment
+from serve_app.adapters.loaders.environment_check import mismatches, running_environment, saved_environment
 from serve_app.adapters.loaders.estimators import Compute
 from serve_app.adapters.loaders.mlflow_frames import Answer, output_type_of
 from serve_app.adapters.loaders.mlflow_pyfunc import loaded_pyfunc, pyfunc_computing
@@ -133,7 +133,7 @@ class MlflowLoader:
         choice = self._settings.environment_mismatch
         if choice == "ignore":
             return
-        recorded = recorded_environment(bundle.files, mlmodel)
+        recorded = saved_environment(bundle.files, mlmodel)
         problems = mismatches(recorded, running_environment(), with_torch=with_torch)
         if problems and choice == "refuse":
             raise BundleError(bundle.location, problems)

@@ -4,14 +4,15 @@ import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from serve_app.adapters.bundle_reader import DEFAULT_MAX_BYTES
 from serve_app.adapters.clock import SystemClock
+from serve_app.adapters.model_environment import recorded_environment
 from serve_app.adapters.sources.copied_files import size_of
 from serve_app.adapters.sources.local_copies import FILES, LocalCopies, LocalCopy, RegistryFacts
-from serve_app.adapters.sources.model_environment import recorded_environment
 from serve_app.adapters.sources.registry_client import READY, NotRegisteredError, RegisteredVersion, RegistryClient
 from serve_app.adapters.sources.registry_settings import RegistrySettings, Selector
 from serve_app.domain.errors import ManifestError, SourceError, VersionNotFoundError
@@ -197,7 +198,7 @@ class MlflowRegistrySource:
                     models_type=self._settings.models_type,
                     created_at=found.created_at,
                     loader=LOADER,
-                    environment=recorded_environment(copied / FILES),
+                    environment=recorded_environment(partial(_content, copied / FILES)) or None,
                 )
             except ManifestError as error:
                 raise SourceError(f"{found.uri} cannot be copied: {'; '.join(error.problems)}") from error
@@ -337,3 +338,11 @@ def _mark(selector: Selector) -> str:
 
 def _name(main_model: str, model: str, number: str) -> str:
     return number if model == main_model else qualified_version(model, number)
+
+
+def _content(directory: Path, name: str) -> bytes:
+    """Return a file's content, empty where it cannot be read."""
+    try:
+        return (directory / name).read_bytes()
+    except OSError:
+        return b""

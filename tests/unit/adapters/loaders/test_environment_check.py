@@ -1,6 +1,6 @@
 import pytest
 
-from serve_app.adapters.loaders.environment_check import mismatches, recorded_environment, running_environment
+from serve_app.adapters.loaders.environment_check import mismatches, running_environment, saved_environment
 from serve_app.adapters.loaders.mlmodel_file import MlmodelFile
 
 MLMODEL = b"""
@@ -16,7 +16,7 @@ def test_what_the_flavour_states_comes_before_requirements() -> None:
         "model/python_env.yaml": b"build_dependencies:\n- pip==23\npython: 3.12.1\n",
         "model/MLmodel": MLMODEL,
     }
-    recorded = recorded_environment(files, MlmodelFile.read(files, "here"))
+    recorded = saved_environment(files, MlmodelFile.read(files, "here"))
     assert recorded == {"mlflow": "3.1", "scikit-learn": "1.6.0", "torch": "2.6.0+cpu", "python": "3.11"}
 
 
