@@ -104,21 +104,28 @@ class FamilyRecord(_Document):
 
 
 class StoredState(_Document):
-    """All that the control plane must not forget. `revision` counts writes, `generation` counts commits."""
+    """All that the control plane must not forget. `revision` counts writes, `generation` counts commits.
+
+    `effective_at_s` is when the gateways take up this generation, in seconds since the epoch.
+    """
 
     revision: int = 0
     generation: int = 0
+    effective_at_s: float = 0.0
     families: dict[str, FamilyRecord] = {}
 
     def family(self, name: str) -> FamilyRecord:
         """Return the record of a family; an empty one where nothing is stored yet."""
         return self.families.get(name, FamilyRecord())
 
-    def with_family(self, name: str, record: FamilyRecord, *, committed: bool = False) -> "StoredState":
+    def with_family(
+        self, name: str, record: FamilyRecord, *, committed: bool = False, effective_at_s: float = 0.0
+    ) -> "StoredState":
         """Return the state with one record replaced, one revision later, and one generation later after a commit."""
         return StoredState(
             revision=self.revision + 1,
             generation=self.generation + committed,
+            effective_at_s=effective_at_s if committed else self.effective_at_s,
             families={**self.families, name: record},
         )
 
@@ -185,10 +192,12 @@ class RoutingTable(_Document):
     """What the gateways follow. A table with a lower generation than the one in use is ignored.
 
     `troubles` says for a family why it has not what it should follow: the source is away, the candidate was refused.
-    `sources` says how the source of each family is.
+    `sources` says how the source of each family is. `effective_at_s` (seconds since the epoch) is when all gateways are
+    to take it up at once, so that no client sees the new generation at one and the old one at another after that.
     """
 
     generation: int = 0
+    effective_at_s: float = 0.0
     routes: dict[str, Route] = {}
     troubles: dict[str, str] = {}
     sources: dict[str, SourceStatus] = {}
@@ -281,6 +290,7 @@ def table_of(state: StoredState) -> RoutingTable:
     """Return the routing table that a stored state stands for."""
     return RoutingTable(
         generation=state.generation,
+        effective_at_s=state.effective_at_s,
         routes={
             name: Route(
                 version=record.active.version,

@@ -37,6 +37,7 @@ class StateKeeper:
         step: Callable[[FamilyRecord], FamilyRecord],
         *,
         committed: bool = False,
+        effective_at_s: float = 0.0,
         entry: AuditEntry | None = None,
     ) -> StoredState:
         """Apply `step` to the record of a family and save it; after a lost race, apply it to what the winner left.
@@ -48,7 +49,8 @@ class StateKeeper:
         async with self._lock:
             for tries in range(MAX_TRIES):
                 before = self.state
-                after = before.with_family(family, step(before.family(family)), committed=committed)
+                record = step(before.family(family))
+                after = before.with_family(family, record, committed=committed, effective_at_s=effective_at_s)
                 try:
                     await asyncio.to_thread(self._store.write, after, expected_revision=before.revision, entry=entry)
                 except StaleRevisionError:

@@ -17,6 +17,8 @@ from serve_app.domain.reload import AuditEntry, FamilyRecord, Phase, StoredState
 from serve_app.usecases.keep_state import StateKeeper
 from serve_app.usecases.ports import Clock, Fleet, Gateways, ReloadMeter, Trial, TrialLimits
 
+FLIP_DELAY_S = 0.06
+"""From the beginning of a commit until all gateways take it up together: saving takes some 10 ms, telling them 20."""
 COVER_POLL_S = 0.05
 """How often replicas are asked while they prepare; an answer costs a millisecond."""
 log = structlog.get_logger(__name__)
@@ -53,6 +55,7 @@ class ModelReloader:
         self._trial = trial
         self._clock = clock
         self._meter = meter
+        self._n_gateways: int | None = None
 
     @property
     def record(self) -> FamilyRecord:
@@ -73,6 +76,7 @@ class ModelReloader:
                     await self._try_out(change.to)
                 case Phase.PREPARE:
                     await self._prepare(change.to)
+                    await self._gateways.refresh(self._family)
                     await self._commit()
                 case Phase.RELEASE:
                     await self._gateways.push(reload.table_of(self._keeper.state))
@@ -125,9 +129,14 @@ class ModelReloader:
     async def _commit(self) -> None:
         started_s = self._clock.monotonic_s()
         before = self.record.active
-        await self._save(reload.commit, committed=True)
+        # One gateway need not wait for others. How many there are is known from the last push.
+        delay_s = 0.0 if self._n_gateways == 1 else FLIP_DELAY_S
+        await self._keeper.update(
+            self._family, reload.commit, committed=True, effective_at_s=self._clock.now_s() + delay_s
+        )
         pushed_s = self._clock.monotonic_s()
-        await self._gateways.push(reload.table_of(self._keeper.state))
+        self._n_gateways = await self._gateways.push(reload.table_of(self._keeper.state))
+        await asyncio.sleep(started_s + delay_s - self._clock.monotonic_s())
         ended_s = self._clock.monotonic_s()
         self._meter.observe_commit(self._family, ended_s - started_s)
         active = self.record.active
@@ -152,8 +161,8 @@ class ModelReloader:
         log.error("version refused", family=self._family, version=change.to.version, reason=why)
         raise ReloadError(why)
 
-    async def _save(self, step: Callable[[FamilyRecord], FamilyRecord], *, committed: bool = False) -> None:
-        await self._keeper.update(self._family, step, committed=committed)
+    async def _save(self, step: Callable[[FamilyRecord], FamilyRecord]) -> None:
+        await self._keeper.update(self._family, step)
 
 
 def audit_entry(

@@ -1,5 +1,6 @@
 """From the name of a family to the version that answers, and the coalescer that carries the rows there."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -12,6 +13,8 @@ from serve_app.usecases.coalesce_requests import BatchLimits, Coalescer
 from serve_app.usecases.ports import PredictClient
 
 NO_MODEL_RETRY_AFTER_S = 5
+LONGEST_WAIT_S = 1.0
+"""A table that asks for more has the time of another clock; it is taken up at once."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,6 +44,7 @@ class RequestRouter:
         clients: Mapping[tuple[str, str], PredictClient],
         limits: BatchLimits,
         on_batch: Callable[[int], None] | None = None,
+        now_s: Callable[[], float] = time.time,
     ) -> None:
         self._families = tuple(families)
         self._default_family = default_family
@@ -51,6 +55,9 @@ class RequestRouter:
         self._by_version: dict[tuple[str, str], Target] = {}
         self._statuses: dict[tuple[str, str], tuple[ReplicaStatus, ...]] = {}
         self._table = RoutingTable()
+        self._now_s = now_s
+        self._waiting: RoutingTable | None = None
+        self._untold: list[Target] = []
 
     @property
     def families(self) -> tuple[str, ...]:
@@ -80,6 +87,8 @@ class RequestRouter:
             UnknownVersionError: The version that the client forces is not loaded.
             NoModelError: The family has no model yet.
         """
+        if self._waiting is not None and self._now_s() >= self._waiting.effective_at_s:
+            self._untold = self.take_up()
         name = family or self._default_family
         target = self._targets.get(name)
         if target is None:
@@ -150,8 +159,29 @@ class RequestRouter:
         """Route by this table from now on, unless it is older than the one in use; return the targets that changed.
 
         A version that no replica has reported yet is taken up by a later call, after `observe`: until then the family
-        keeps its present target.
+        keeps its present target. A table that is to be taken up later waits until then (`waits_s`, `take_up`); the
+        first request after that moment takes it up, however late this event loop is.
         """
+        if table.generation > self._table.generation and 0 < table.effective_at_s - self._now_s() <= LONGEST_WAIT_S:
+            self._waiting = table
+            return []
+        if self._waiting is not None and table.generation >= self._waiting.generation:
+            self._waiting = None
+        return self._follow(table)
+
+    def waits_s(self) -> float | None:
+        """Return in how many seconds a table is to be taken up, or None when none waits."""
+        return None if self._waiting is None else max(self._waiting.effective_at_s - self._now_s(), 0.0)
+
+    def take_up(self) -> list[Target]:
+        """Route by the table that waits, whatever the time is, and return what changed and was not told of yet."""
+        changed, self._untold = self._untold, []
+        if self._waiting is not None:
+            table, self._waiting = self._waiting, None
+            changed += self._follow(table)
+        return changed
+
+    def _follow(self, table: RoutingTable) -> list[Target]:
         if table.generation < self._table.generation:
             return []
         # A table that a commit pushed says nothing of the sources; the next one that is pulled does.

@@ -90,6 +90,11 @@ class FakeGateways:
 
     def __init__(self) -> None:
         self.tables: list[RoutingTable] = []
+        self.refreshed: list[str] = []
+
+    async def refresh(self, family: str) -> None:
+        """See `Gateways.refresh`."""
+        self.refreshed.append(family)
 
     async def push(self, table: RoutingTable) -> int:
         """See `Gateways.push`."""

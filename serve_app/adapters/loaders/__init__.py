@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from serve_app.adapters.loaders.mlflow_model import MlflowLoader
 from serve_app.adapters.loaders.mlflow_settings import MlflowLoaderSettings
 from serve_app.adapters.loaders.sklearn_targets import SklearnTargetsLoader
+from serve_app.adapters.loaders.tft.torch_loader import TorchLoader
 from serve_app.config import MlflowModelsConfig
 from serve_app.usecases.ports import Loader
 
 
 def loaders_with(mlflow: MlflowLoaderSettings) -> Mapping[str, Loader]:
     """Return all loaders, with what the operator allows the one for models of MLflow."""
-    return {"sklearn_targets": SklearnTargetsLoader(), "mlflow": MlflowLoader(mlflow)}
+    return {"sklearn_targets": SklearnTargetsLoader(), "mlflow": MlflowLoader(mlflow), "torch": TorchLoader()}
 
 
 def make_loaders(config: MlflowModelsConfig) -> Mapping[str, Loader]:

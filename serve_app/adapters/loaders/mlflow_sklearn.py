@@ -1,6 +1,5 @@
 """Loads MLflow's scikit-learn flavour straight from its bytes, without MLflow, and computes it."""
 
-import io
 import pickle
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,6 +8,7 @@ import joblib
 import numpy as np
 from numpy.typing import NDArray
 
+from serve_app.adapters.beside_serving import BreathingFile
 from serve_app.adapters.loaders.estimators import Compute, forget_names, through_trees, use_one_thread
 from serve_app.adapters.loaders.mlflow_frames import frames_of
 from serve_app.adapters.loaders.mlflow_settings import MlflowLoaderSettings
@@ -82,7 +82,7 @@ def _from_skops(raw: bytes, settings: MlflowLoaderSettings) -> Any:
 _READERS: Mapping[str, Callable[[bytes], Any]] = {
     "pickle": pickle.loads,
     "cloudpickle": pickle.loads,
-    "joblib": lambda raw: joblib.load(io.BytesIO(raw)),
+    "joblib": lambda raw: joblib.load(BreathingFile(raw)),
 }
 
 

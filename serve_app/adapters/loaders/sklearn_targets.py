@@ -1,6 +1,5 @@
 """One scikit-learn model per target, as joblib files: `models/<target>/<models_type>/model.joblib` and `scalers/…`."""
 
-import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ import joblib
 import numpy as np
 from numpy.typing import NDArray
 
+from serve_app.adapters.beside_serving import BreathingFile
 from serve_app.adapters.loaders.estimators import (
     array_type,
     dtype_of_labels,
@@ -162,7 +162,7 @@ def _deserialize(bundle: Bundle) -> tuple[dict[str, Any], list[str]]:
     scalers = [path for path in (SCALER_X, *map(_scaler_y, targets)) if path in bundle.files]
     for path in [*models, *scalers]:
         try:
-            loaded = joblib.load(io.BytesIO(bundle.files[path]))
+            loaded = joblib.load(BreathingFile(bundle.files[path]))
         except Exception as error:  # unpickling runs foreign code, which may raise anything
             problems.append(f"{path}: expected a joblib file, found one that fails: {type(error).__name__}: {error}")
             continue

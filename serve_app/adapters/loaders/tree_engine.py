@@ -26,6 +26,8 @@ from sklearn.ensemble import (
 from treelite.core import _LIB, _check_call
 from treelite.gtil.gtil import GTILConfig
 
+from serve_app.adapters.beside_serving import breathe
+
 FORESTS = (RandomForestRegressor, RandomForestClassifier, ExtraTreesRegressor, ExtraTreesClassifier)
 HISTOGRAM_BOOSTED = (HistGradientBoostingRegressor, HistGradientBoostingClassifier)
 BOOSTED = (GradientBoostingRegressor, GradientBoostingClassifier, *HISTOGRAM_BOOSTED)
@@ -68,10 +70,13 @@ def compiled(model: Any, samples: NDArray[np.float64]) -> Predict:
     """
     try:
         few = _with_labels(model, _treelite_scores(model))
+        breathe()
         many = _with_labels(model, _whole_tree_scores(model)) if type(model) in FORESTS else few
         rows = np.concatenate([samples, trial_rows(model)])
+        breathe()
         expected = model.predict(rows)
         for predict in (few, many):
+            breathe()
             _compare(model, expected, predict(rows))
     except NotEqualError:
         raise
@@ -92,8 +97,10 @@ def compiled_probabilities(model: Any, samples: NDArray[np.float64]) -> Predict:
         raise NotEqualError("probabilities are taken from forests only")
     try:
         few, many = _treelite_scores(model), _whole_tree_scores(model)
+        breathe()
         rows = np.concatenate([samples, trial_rows(model)])
         expected = model.predict_proba(rows)
+        breathe()
         if not all(np.array_equal(expected, scores(rows)) for scores in (few, many)):
             raise NotEqualError("expected scikit-learn's probabilities, found others")
     except NotEqualError:

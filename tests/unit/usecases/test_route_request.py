@@ -3,7 +3,7 @@ import pytest
 from serve_app.domain.errors import NoModelError, UnknownFamilyError, UnknownVersionError
 from serve_app.domain.reload import Route, RoutingTable
 from serve_app.usecases.coalesce_requests import BatchLimits
-from serve_app.usecases.route_request import RequestRouter
+from serve_app.usecases.route_request import RequestRouter, Target
 from tests import builders
 from tests.fakes.predict_client import FakePredictClient, row_sums
 from tests.reports import loaded, report
@@ -167,3 +167,59 @@ async def test_facts_of_a_loaded_version_can_be_asked_for(routed: Routed) -> Non
     assert (found.digest, found.signature) == ("a" * 64, builders.signature())
     assert routed.router.loaded(FAMILY, "v2") is None
     assert routed.router.loaded("iris", "v1") is None
+
+
+class FlippingRouter(Routed):
+    """A router whose clock stands still until it is moved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now_s = 100.0
+        self.router = RequestRouter(
+            (FAMILY,), default_family=FAMILY, clients={(FAMILY, "cpu"): self.cpu}, limits=BatchLimits(10, 1 << 16, 10, 30.0),
+            now_s=lambda: self.now_s,
+        )  # fmt: skip
+        self.observe("v1", "v2")
+        self.router.follow(table(1, "v1"))
+
+    def offer(self, generation: int, version: str, *, in_s: float) -> list[Target]:
+        later = table(generation, version).model_copy(update={"effective_at_s": self.now_s + in_s})
+        return self.router.follow(later)
+
+
+async def test_table_is_taken_up_at_its_moment_by_the_first_request_after_it() -> None:
+    flipping = FlippingRouter()
+    assert flipping.offer(2, "v2", in_s=0.06) == []
+    assert (flipping.router.target("").version, flipping.router.generation) == ("v1", 1)
+    assert flipping.router.waits_s() == pytest.approx(0.06)
+    flipping.now_s += 0.07
+    target = flipping.router.target("")
+    assert (target.version, target.generation, flipping.router.waits_s()) == ("v2", 2, None)
+    assert flipping.router.take_up() == [target]  # told once, by whoever comes first
+    assert flipping.router.take_up() == []
+
+
+async def test_table_is_taken_up_without_a_request_or_a_clock_that_goes_on() -> None:
+    flipping = FlippingRouter()
+    flipping.offer(2, "v2", in_s=0.06)
+    flipping.now_s -= 3600
+    (target,) = flipping.router.take_up()
+    assert target is flipping.router.target("")
+    assert target.version == "v2"
+
+
+async def test_older_table_that_comes_meanwhile_changes_nothing_and_a_newer_one_waits_instead() -> None:
+    flipping = FlippingRouter()
+    flipping.offer(2, "v2", in_s=0.06)
+    assert flipping.router.follow(table(1, "v1")) == []
+    assert flipping.router.waits_s() is not None
+    flipping.offer(3, "v1", in_s=0.06)
+    flipping.now_s += 1
+    assert (flipping.router.target("").version, flipping.router.generation) == ("v1", 3)
+
+
+@pytest.mark.parametrize("in_s", [0.0, -5.0, 3600.0])
+async def test_table_for_now_for_earlier_or_by_another_clock_is_taken_up_at_once(in_s: float) -> None:
+    flipping = FlippingRouter()
+    (target,) = flipping.offer(2, "v2", in_s=in_s)
+    assert flipping.router.target("") is target
