@@ -121,7 +121,10 @@ class WindowTable:
             KeyError: An entity is not known.
         """
         n_steps = self._rules.length if length is None else length
-        values = filled(self._in_order(entities))[:, self._rules.length - n_steps :]
+        values = self._in_order(entities)
+        incomplete = np.flatnonzero(np.isnan(values).any(axis=(1, 2)))
+        values[incomplete] = filled(values[incomplete])
+        values = values[:, self._rules.length - n_steps :]
         newest = self._newest[[self._index[name] for name in entities]]
         return Windows(tuple(entities), np.ascontiguousarray(values), newest)
 
