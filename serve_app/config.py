@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 from serve_app.domain.access import Scope, Token, TokenSet, scopes_of
 from serve_app.domain.errors import ConfigError, nearest
 from serve_app.domain.following import ReloadMode
+from serve_app.domain.naming import Named, NamingRule, parse_named
 from serve_app.domain.validation import problems_of
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
@@ -72,6 +73,24 @@ class RegistryConfig(_Part):
     )
     timeout_s: Annotated[float, Field(gt=0, description="of one request to the registry; it is asked again later")] = 10
     artifacts_timeout_s: Annotated[float, Field(gt=0, description="of the copy of one version; 120 s is 1 GB")] = 120
+    other_models: Annotated[
+        bool,
+        Field(
+            description="let requests name other models of the registry; off, for clients then choose what is loaded"
+        ),
+    ] = False
+    allowed_models: Annotated[
+        tuple[Annotated[str, Field(min_length=1)], ...],
+        Field(description="patterns of the other models that may be named (`team-*`); empty: every model"),
+    ] = ()
+    preload: Annotated[
+        tuple[str, ...],
+        Field(description="<model> or <model>:<version>, loaded at start; least used ones leave memory as any other"),
+    ] = ()
+    demand_wait_s: Annotated[
+        float,
+        Field(gt=0, le=300, description="seconds a request waits for a version that has to be loaded; then 503"),
+    ] = 10
 
     @model_validator(mode="after")
     def _has_one_selector(self) -> "RegistryConfig":
@@ -80,6 +99,31 @@ class RegistryConfig(_Part):
         if len(given) > 1:
             raise ValueError(f"expected one of alias, stage, version and newest, found {' and '.join(given)}")
         return self
+
+    @model_validator(mode="after")
+    def _names_are_served(self) -> "RegistryConfig":
+        if self.allowed_models and not self.other_models:
+            raise ValueError("allowed_models: expected other_models to be true as well")
+        for text in self.preload:
+            model, version = parse_named(text)
+            if model == self.model and version is None:
+                raise ValueError(f"preload: expected a version, {model}:<version>; the model itself is loaded anyway")
+            if model != self.model and not self.naming.offers(model):
+                raise ValueError(
+                    f"preload: expected {model!r} to be a model that other_models and allowed_models allow"
+                )
+        return self
+
+    @property
+    def naming(self) -> NamingRule:
+        """What requests may name."""
+        return NamingRule(self.model, self.other_models, self.allowed_models)
+
+    @property
+    def preloaded(self) -> tuple[Named, ...]:
+        """What is loaded at start."""
+        named = (parse_named(text) for text in self.preload)
+        return tuple(Named(None if model == self.model else model, version) for model, version in named)
 
     @property
     def selector(self) -> tuple[Literal["alias", "stage", "version", "newest"], str]:

@@ -1,6 +1,8 @@
 """A real MLflow server of the tests' own: SQLite and a directory, on this machine, gone with the tests."""
 
+import base64
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -22,11 +24,15 @@ class NoMlflowError(Exception):
 
 
 class MlflowServer:
-    """One server, and short ways to register models with it. All it keeps lies in `directory`."""
+    """One server, and short ways to register models with it. All it keeps lies in `directory`.
 
-    def __init__(self, directory: Path, port: int) -> None:
+    `environment` is what its process finds beside the variables of this one that are not MLflow's.
+    """
+
+    def __init__(self, directory: Path, port: int, *, environment: Mapping[str, str] | None = None) -> None:
         self.directory = directory
         self.port = port
+        self._environment = dict(environment or {})
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -66,7 +72,9 @@ class MlflowServer:
                     *("--backend-store-uri", f"sqlite:///{self.directory / 'mlflow.db'}"),
                     *("--artifacts-destination", str(self.directory / "artifacts"), "--workers", "1"),
                 ],
-                env={name: value for name, value in os.environ.items() if name not in foreign} | settings,
+                env={name: value for name, value in os.environ.items() if name not in foreign}
+                | settings
+                | self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -177,6 +185,16 @@ class MlflowServer:
             return False
 
 
+def webhook_settings() -> dict[str, str]:
+    """What an MLflow server needs to send webhooks to an address of this machine, and to see a new one soon."""
+    return {
+        "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https",
+        "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
+        "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
+        "MLFLOW_WEBHOOK_CACHE_TTL": "1",
+    }
+
+
 def free_port() -> int:
     """Return a port of this machine that nothing listens on."""
     with socket.socket() as listener:
@@ -188,7 +206,7 @@ def free_port() -> int:
 @pytest.fixture(scope="session")
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
     """The one server of a test session. Who kills it starts it again."""
-    server = MlflowServer(tmp_path_factory.mktemp("mlflow"), free_port())
+    server = MlflowServer(tmp_path_factory.mktemp("mlflow"), free_port(), environment=webhook_settings())
     try:
         server.start()
     except NoMlflowError as error:

@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 
 from serve_app.domain.reload import Outcome, Phase
 from serve_app.usecases.hold_models import Counts
+from serve_app.usecases.ports import DemandResult
 
 LATENCY_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 LOAD_BUCKETS_S = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
@@ -214,7 +215,7 @@ class ReplicaMetrics:
             )
             for name, said in (
                 ("hits", "Batches whose version was loaded."),
-                ("misses", "Batches whose version was not loaded."),
+                ("misses", "Batches, and loads by name, whose version was not loaded."),
                 ("evictions", "Versions let go of."),
             )
         }
@@ -250,7 +251,7 @@ class ReplicaMetrics:
 
 
 class ReloadMetrics:
-    """Metrics of the control plane; implements `ReloadMeter`. Labels: family, and phase or result.
+    """Metrics of the control plane; implements `ReloadMeter` and `DemandMeter`. Labels: family, and phase or result.
 
     The failures of `families` are told from the start, as 0: a search for them, or an alert, then finds a line.
     """
@@ -270,6 +271,14 @@ class ReloadMetrics:
         self._source_errors = Counter(
             "serve_app_source_errors", "Looks at a source that failed.", ["family"], registry=own
         )
+        self._demands = Counter(
+            "serve_app_demands", "Demands for versions that requests name, by result.", ["family", "result"],
+            registry=own,
+        )  # fmt: skip
+        self._demand_seconds = Histogram(
+            "serve_app_demand_seconds", "Time until a version that was named and not loaded was ready everywhere.",
+            ["family"], buckets=LOAD_BUCKETS_S, registry=own,
+        )  # fmt: skip
         self._update_errors = Counter(
             "model_update_errors", "Changes of version that failed.", ["family"], registry=own
         )
@@ -289,6 +298,12 @@ class ReloadMetrics:
         self._reloads.labels(family, outcome.value).inc()
         if outcome is Outcome.FAILED:
             self._update_errors.labels(family).inc()
+
+    def observe_demand(self, family: str, result: DemandResult, seconds: float) -> None:
+        """See `DemandMeter.observe_demand`."""
+        self._demands.labels(family, result.value).inc()
+        if result is DemandResult.LOADED:
+            self._demand_seconds.labels(family).observe(seconds)
 
     def count_source_error(self, family: str) -> None:
         """See `ReloadMeter.count_source_error`."""

@@ -1,6 +1,6 @@
-"""Keeps windows on disk: every record in a journal before it is acknowledged, and now and then all of them as one image.
+"""Keeps windows on disk: each record in a journal before it is acknowledged, and now and then all of them as one image.
 
-    <directory>/journal-00000003.log      frames: uint32 length, uint32 crc32 of what follows, JSON [[entity, time, {…}], …]
+    <directory>/journal-00000003.log          frames: uint32 length, uint32 crc32, JSON [[entity, time, {…}], …]
     <directory>/image-00000003.safetensors    all windows as they were when journal 3 was begun, or a little later
 
 A start reads the newest image and every journal from its number on. What an image holds may come again from a journal:
@@ -92,18 +92,18 @@ class WindowJournal:
             raise StoreError(f"records cannot be written to {self._directory}: {error.strerror}") from error
         self.journal_bytes += len(frame)
 
-    def compact(self, table: WindowTable) -> None:
-        """Write an image of the table, which holds all that was appended, and drop what it replaces.
+    def compact(self, image: TableImage) -> None:
+        """Write an image that holds all that was appended, and drop what it replaces.
 
         Raises:
             StoreError: It cannot be written; everything that was there still is.
         """
         number = self._number + 1
-        image = table.image()
         try:
             self._append_to(number)
             _write_durably(self._image(number), _packed(image, self._rules))
         except OSError as error:
+            log.error("image of windows not written", reason=str(error), directory=str(self._directory))
             raise StoreError(f"an image cannot be written to {self._directory}: {error.strerror}") from error
         for pattern, path_of in ((_JOURNAL, self._journal), (_IMAGE, self._image)):
             for old in self._numbers(pattern):

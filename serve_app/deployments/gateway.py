@@ -13,7 +13,7 @@ from serve_app.adapters.last_known import LastKnown
 from serve_app.adapters.log_setup import set_up_logging
 from serve_app.adapters.prometheus_metrics import GatewayMetrics, MetricSnapshot, exposition, snapshot
 from serve_app.adapters.token_file import TokenFile
-from serve_app.config import AppConfig
+from serve_app.config import AppConfig, FamilyConfig, RegistryConfig
 from serve_app.deployments import front_door
 from serve_app.deployments.handles import HandleControlPlane, ask_all
 from serve_app.deployments.pool_client import PoolClient
@@ -24,7 +24,8 @@ from serve_app.ingress.api import build_api
 from serve_app.ingress.hooks import Webhooks, hooks_router
 from serve_app.ingress.inference import Inference, RequestLimits
 from serve_app.usecases.coalesce_requests import BatchLimits
-from serve_app.usecases.route_request import RequestRouter
+from serve_app.usecases.name_versions import NamedVersions, NamingSettings
+from serve_app.usecases.route_request import RequestRouter, Target
 
 log = structlog.get_logger(__name__)
 
@@ -76,9 +77,13 @@ class Gateway:
             ),
             on_batch=self._metrics.observe_batch,
         )  # fmt: skip
+        names = NamedVersions(
+            self._router, self._control, {name: _naming_settings(family) for name, family in config.families.items()},
+            refresh=self.refresh, clock=clock, max_waiting=limits.max_queued_requests,
+        )  # fmt: skip
         self._inference = Inference(
-            self._router, limits=RequestLimits(limits.max_body_bytes, limits.max_rows_per_request), meter=self._metrics,
-            access_log=config.logging.access_log,
+            self._router, names, limits=RequestLimits(limits.max_body_bytes, limits.max_rows_per_request),
+            meter=self._metrics, access_log=config.logging.access_log,
         )  # fmt: skip
         self._required = frozenset(name for name, family in config.families.items() if family.required)
         table = await self._ask_table() or await asyncio.to_thread(self._last_known.read, RoutingTable)
@@ -124,7 +129,20 @@ class Gateway:
         awaited = self._router.awaited(table)
         await asyncio.gather(*(self._pull(family, pool) for family, pool in self._clients if family in awaited))
         is_new = table.generation > self._router.generation
-        for target in self._router.follow(table):
+        self._tell(self._router.follow(table))
+        if (wait_s := self._router.waits_s()) is not None:
+            asyncio.get_running_loop().call_later(wait_s, lambda: self._tell(self._router.take_up()))
+        if is_new:
+            await asyncio.to_thread(self._last_known.write, table.model_copy(update={"troubles": {}}))
+        return self._router.generation
+
+    async def refresh(self, family: str) -> None:
+        """Ask the replicas of a family what they hold."""
+        await asyncio.gather(*(self._pull(name, pool) for name, pool in self._clients if name == family))
+
+    def _tell(self, changed: list[Target]) -> None:
+        """Log and count the routes that have changed."""
+        for target in changed:
             loaded = self._router.loaded(target.family, target.version)
             digest = loaded.digest if loaded else ""
             metrics = loaded.metrics if loaded else {}
@@ -132,9 +150,6 @@ class Gateway:
                 target.generation, target.family, target.version, target.pool, digest, metrics=metrics
             )
             log.info("route changed", family=target.family, version=target.version, generation=target.generation)
-        if is_new:
-            await asyncio.to_thread(self._last_known.write, table.model_copy(update={"troubles": {}}))
-        return self._router.generation
 
     async def metrics(self) -> tuple[str, list[MetricSnapshot]]:
         """Return the name of this replica and its metrics."""
@@ -154,3 +169,10 @@ class Gateway:
         """Fail when the task that follows the replicas has ended, which nothing but a defect can cause."""
         if self._following.done():
             raise RuntimeError(f"the following task of the gateway ended: {self._following}")
+
+
+def _naming_settings(family: FamilyConfig) -> NamingSettings:
+    source = family.source
+    if not isinstance(source, RegistryConfig):
+        return NamingSettings()
+    return NamingSettings(source.naming, wait_s=source.demand_wait_s, renew_s=family.reload.interval_s)

@@ -59,6 +59,10 @@ class HandleFleet:
         """See `Fleet.prepare`."""
         await self._ask(family, "prepare", tuple(refs))
 
+    async def load(self, family: str, ref: VersionRef) -> None:
+        """See `Fleet.load`."""
+        await self._ask(family, "load", ref)
+
     async def hold(self, family: str, refs: Sequence[VersionRef]) -> None:
         """See `Fleet.hold`."""
         await self._ask(family, "hold", tuple(refs))
@@ -77,6 +81,11 @@ class HandleGateways:
 
     def __init__(self, app_name: str) -> None:
         self._app_name = app_name
+
+    async def refresh(self, family: str) -> None:
+        """See `Gateways.refresh`."""
+        handle: DeploymentHandle[Any] = serve.get_deployment_handle(GATEWAY, self._app_name)
+        await ask_all(handle, "refresh", family)
 
     async def push(self, table: RoutingTable) -> int:
         """See `Gateways.push`."""
@@ -130,6 +139,15 @@ class HandleControlPlane:
             "rollback", wait_s + CONTROL_TIMEOUT_S, family, to=to, actor=actor, wait_s=wait_s
         )
         return operation
+
+    async def demand(
+        self, family: str, *, model: str | None, version: str | None, wait_s: float, renew: bool = False
+    ) -> VersionRef:
+        """See `ControlPlane.demand`."""
+        ref: VersionRef = await self._call(
+            "demand", wait_s + CONTROL_TIMEOUT_S, family, model=model, version=version, wait_s=wait_s, renew=renew
+        )
+        return ref
 
     async def look(self, family: str) -> None:
         """See `ControlPlane.look`."""

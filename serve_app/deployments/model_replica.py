@@ -24,7 +24,7 @@ from serve_app.adapters.prometheus_metrics import MetricSnapshot, ReplicaMetrics
 from serve_app.adapters.sources import make_source
 from serve_app.config import AppConfig, PoolConfig, ReplicaUserConfig
 from serve_app.deployments.handles import RECONCILER, HandleControlPlane
-from serve_app.domain.errors import ConfigError, UnavailableError, UnknownVersionError
+from serve_app.domain.errors import ConfigError, ServeAppError, UnavailableError, UnknownVersionError
 from serve_app.domain.model_slot import Slot, SlotState
 from serve_app.domain.reload import VersionRef
 from serve_app.domain.status import LinkAddress, ReplicaStatus
@@ -104,6 +104,7 @@ class ModelReplica:
             refs = held.refs if held is not None else ()
             log.warning("control plane away at start", reason=str(error), last_known=[ref.version for ref in refs])
         if refs:
+            self._models.pin([ref.version for ref in refs])  # else versions on demand could push them out
             try:
                 async with asyncio.timeout(self._load_timeout_s):
                     await self._load_all(refs)
@@ -114,6 +115,10 @@ class ModelReplica:
         """Start to load these beside what is served, and return."""
         self._models.pin([ref.version for ref in refs])
         self._start(self._load_all(refs))
+
+    async def load(self, ref: VersionRef) -> None:
+        """Start to load a version that requests name, and return; it stays for as long as it is used enough."""
+        self._start(self._load_on_demand(ref))
 
     async def hold(self, refs: tuple[VersionRef, ...]) -> None:
         """Keep these, cancel other loads, let go of versions that are neither these nor lately used, and return."""
@@ -136,6 +141,13 @@ class ModelReplica:
             if isinstance(outcome, Exception):
                 self._last_error = f"{ref.version}: {outcome}"
                 log.error("model not loaded", version=ref.version, reason=str(outcome))
+
+    async def _load_on_demand(self, ref: VersionRef) -> None:
+        """Load one; what goes wrong is told by its digest, and is no trouble of this replica."""
+        try:
+            await self._models.demand(ref.version, ref.digest)
+        except ServeAppError as error:
+            log.warning("model not loaded on demand", version=ref.version, reason=str(error))
 
     async def _let_go(self, refs: tuple[VersionRef, ...]) -> None:
         await asyncio.to_thread(self._last_known.write, HeldVersions(refs=refs))

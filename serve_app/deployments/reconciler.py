@@ -1,6 +1,7 @@
 """Reconciler: the control loop; one replica, the only writer of the state store."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import structlog
@@ -13,12 +14,14 @@ from serve_app.adapters.prometheus_metrics import MetricSnapshot, ReloadMetrics,
 from serve_app.adapters.sources import make_source
 from serve_app.adapters.state_store import SqlStateStore
 from serve_app.adapters.trial import SubprocessTrial, TrialSettings
-from serve_app.config import AppConfig
+from serve_app.config import AppConfig, RegistryConfig
 from serve_app.deployments.handles import HandleFleet, HandleGateways
 from serve_app.domain.errors import ServeAppError
 from serve_app.domain.following import FollowRule
+from serve_app.domain.naming import Named
 from serve_app.domain.reload import AuditEntry, KnownVersion, Operation, RoutingTable, VersionRef
 from serve_app.usecases.control_versions import ControlledFamily, VersionControl
+from serve_app.usecases.demand_versions import VersionDemands
 from serve_app.usecases.follow_source import SourceFollower
 from serve_app.usecases.keep_state import StateKeeper
 from serve_app.usecases.load_model import LoadPolicy
@@ -56,7 +59,7 @@ class Reconciler:
                 ),
                 reloader=ModelReloader(
                     name,
-                    ReloadPolicy(TrialLimits(family.trial.timeout_s, family.trial.memory_bytes), family.load_timeout_s),
+                    policy,
                     keeper=self._keeper,
                     fleet=fleet,
                     gateways=gateways,
@@ -64,9 +67,25 @@ class Reconciler:
                     clock=clock,
                     meter=self._metrics,
                 ),
+                demands=VersionDemands(
+                    name,
+                    family.source.naming,
+                    source=source,
+                    fleet=fleet,
+                    trial=self._trial,
+                    policy=policy,
+                    clock=clock,
+                    meter=self._metrics,
+                    remember_s=family.reload.interval_s,
+                )
+                if isinstance(family.source, RegistryConfig)
+                else None,
             )
             for name, family in config.families.items()
             for source in [make_source(config.source(name), family=name, models_type=family.models_type)]
+            for policy in [
+                ReloadPolicy(TrialLimits(family.trial.timeout_s, family.trial.memory_bytes), family.load_timeout_s)
+            ]
         }
         self._control = VersionControl(
             families,
@@ -81,6 +100,11 @@ class Reconciler:
         await self._until_stored()
         self._loops = [asyncio.create_task(self._lead())]
         self._loops += [asyncio.create_task(self._follow(name)) for name in families]
+        self._preloading = [
+            asyncio.create_task(self._preload(name, demands, family.source.preloaded))
+            for name, family in config.families.items()
+            if isinstance(family.source, RegistryConfig) and (demands := families[name].demands) is not None
+        ]
 
     async def _warm_up(self) -> None:
         """Have a trial worker ready before the first reload; it takes seconds to import what loaders need."""
@@ -121,6 +145,12 @@ class Reconciler:
                 log.exception("family not reconciled", family=family)
             await self._control.turn(family, self._tick_s)
 
+    async def _preload(self, family: str, demands: VersionDemands, wanted: Sequence[Named]) -> None:
+        """Have what is to be loaded at start loaded, after the family's own model."""
+        while wanted and self._control.record(family).active is None:
+            await asyncio.sleep(self._tick_s)
+        await demands.preload(wanted)
+
     async def table(self) -> RoutingTable:
         """What gateways are to follow."""
         return self._control.table
@@ -136,6 +166,10 @@ class Reconciler:
     async def rollback(self, family: str, **wish: Any) -> Operation:
         """See `ControlPlane.rollback`."""
         return await self._control.rollback(family, **wish)
+
+    async def demand(self, family: str, **wish: Any) -> VersionRef:
+        """See `ControlPlane.demand`."""
+        return await self._control.demand(family, **wish)
 
     async def look(self, family: str) -> None:
         """See `ControlPlane.look`."""

@@ -112,6 +112,14 @@ class UnknownVersionError(RequestError):
         return type(self), (self.family, self.version, self.known)
 
 
+class NotOfferedError(RequestError):
+    """The registered model or version that was named does not exist, or is not served by name."""
+
+
+class RefusedVersionError(ServeAppError):
+    """The version that was named cannot be served: its bundle was refused; the message says why."""
+
+
 class UnavailableError(ServeAppError):
     """The request is good but cannot be answered now; try again after `retry_after_s` seconds."""
 

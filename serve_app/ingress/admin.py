@@ -227,7 +227,7 @@ async def _handled(
 
 
 def _request_id(request: Request) -> str:
-    for name in ("x-request-id", "x-correlation-id"):
+    for name in ("x-correlation-id", "x-request-id"):  # HAProxy gives every request an id of the second name
         if _ECHOED.fullmatch(value := request.headers.get(name, "")):
             return value
     return uuid.uuid4().hex

@@ -13,6 +13,7 @@ STATUS: Final[tuple[tuple[type[Exception], int], ...]] = (
     (errors.NotJsonError, 400),
     (errors.UnknownFamilyError, 404),
     (errors.UnknownVersionError, 404),
+    (errors.NotOfferedError, 404),
     (model_paths.UnknownModelError, 404),
     (webhook.WebhooksOffError, 404),
     (webhook.ForgedDeliveryError, 401),
@@ -30,6 +31,7 @@ STATUS: Final[tuple[tuple[type[Exception], int], ...]] = (
     (errors.SourceError, 503),
     (errors.StoreError, 503),
     (errors.PredictionError, 500),
+    (errors.RefusedVersionError, 500),
 )
 JSON_HEADER: Final = (b"content-type", b"application/json")
 

@@ -9,7 +9,7 @@ import itertools
 import os
 import re
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, Protocol
@@ -23,6 +23,7 @@ from serve_app.domain.errors import (
     InvalidInputError,
     PayloadTooLargeError,
     PredictionError,
+    RefusedVersionError,
     ServeAppError,
     UnavailableError,
     UnknownVersionError,
@@ -30,6 +31,7 @@ from serve_app.domain.errors import (
 from serve_app.ingress import error_responses, invocations
 from serve_app.ingress.dialect import Dialect, Rows
 from serve_app.ingress.wire import PREDICT, PredictAnswer, PredictBody
+from serve_app.usecases.name_versions import NamedVersions
 from serve_app.usecases.ports import RequestMeter
 from serve_app.usecases.route_request import RequestRouter, Target
 
@@ -46,6 +48,8 @@ FLOAT32_MAX: Final = 3.4028234663852886e38
 _ASKED_OFTEN: Final = frozenset({LIVE, invocations.PING, invocations.VERSION})
 _ECHOED: Final = re.compile(rb"[\x21-\x7e]{1,128}")
 """A request id of the client that is safe in a header and in a log; any other is replaced by ours."""
+MAX_KEPT_QUERY: Final = 256
+"""Bytes of the longest query that is parsed once for all requests that have it."""
 LIVE_BODY: Final = b'{"status":"alive"}'
 log = structlog.get_logger(__name__)
 
@@ -87,13 +91,25 @@ class _Asked:
     content_length: int = 0
     request_id: bytes = b""
     forced_version: str | None = None
+    is_named: bool = False
+    model: str | None = None
+    version: str | None = None
 
 
 class Inference:
     """Answers predictions. Lives on one event loop."""
 
-    def __init__(self, router: RequestRouter, *, limits: RequestLimits, meter: AnswerMeter, access_log: bool) -> None:
+    def __init__(
+        self,
+        router: RequestRouter,
+        names: NamedVersions,
+        *,
+        limits: RequestLimits,
+        meter: AnswerMeter,
+        access_log: bool,
+    ) -> None:
         self._router = router
+        self._names = names
         self._limits = limits
         self.meter = meter
         self._access_log = access_log
@@ -146,14 +162,22 @@ class Inference:
         dialect = asked.dialect
         target: Target | None = None
         try:
-            target = self._router.target(asked.family, asked.forced_version)
+            if asked.is_named:
+                target = await self._named(asked)
+            else:
+                target = self._router.target(asked.family, asked.forced_version)
             rows = dialect.read(body, asked.content_type, target, self._limits.max_rows)
             try:
                 outputs = await target.coalescer.submit(rows)
             except UnknownVersionError:
                 if target.reason == "forced":
                     raise
-                target, outputs = await self._fall_back(target, rows)
+                if target.reason == "named":
+                    target = await self._names.again(asked.family, asked.model, asked.version)
+                    rows = dialect.read(body, asked.content_type, target, self._limits.max_rows)
+                    outputs = await self._outputs_of_named(target, rows)
+                else:
+                    target, outputs = await self._fall_back(target, rows)
             except PredictionError as error:
                 if _are_ordinary(rows):
                     raise
@@ -170,6 +194,29 @@ class Inference:
                 "predicted", family=target.family, version=target.version, rows=len(rows), seconds=round(seconds, 6)
             )
         return 200, headers, answer
+
+    async def _named(self, asked: _Asked) -> Target:
+        """Return where a request goes whose query names a model or a version; what is not loaded is waited for.
+
+        The header is for looking at what is loaded, and loads nothing; so a request has one of the two.
+        """
+        if asked.forced_version is not None:
+            raise InvalidInputError("expected model and version in the query or X-Model-Version, got both")
+        return await self._names.target(asked.family, asked.model, asked.version)
+
+    @staticmethod
+    async def _outputs_of_named(target: Target, rows: Rows) -> NDArray[Any]:
+        """Predict with what was loaded just now.
+
+        Raises:
+            UnavailableError: It is gone once more: more versions are asked for than fit into memory.
+        """
+        try:
+            return await target.coalescer.submit(rows)
+        except UnknownVersionError:
+            raise UnavailableError(
+                f"version {target.version!r} of {target.family!r} was let go of again: more are in use than fit"
+            ) from None
 
     async def _fall_back(self, target: Target, rows: Rows) -> tuple[Target, NDArray[Any]]:
         """Answer by the last good version when no replica holds the right one; the answer's headers say so.
@@ -202,8 +249,11 @@ class Inference:
         return status, headers, answer
 
     def _is_worth_a_line(self, error: Exception) -> bool:
-        """True but for an overload within a second of the last that was logged: its thousand lines say the same."""
-        if not isinstance(error, UnavailableError):
+        """True but for an overload within a second of the last that was logged: its thousand lines say the same.
+
+        So it is with a version that is refused: the control plane has logged it, and clients may name it for ever.
+        """
+        if not isinstance(error, UnavailableError | RefusedVersionError):
             return True
         now_s = time.monotonic()
         is_due = now_s >= self._next_overload_line_s
@@ -243,8 +293,8 @@ class Inference:
         body = {"required": True, "content": {"application/json": {"schema": PredictBody.model_json_schema()}}}
         family = {"name": "family", "in": "path", "required": True, "schema": {"type": "string"}}
         for path, summary, parameters in (
-            (OF_FAMILY, "Predict with a family", [family]),
-            (OF_DEFAULT, "Predict with the default family", []),
+            (OF_FAMILY, "Predict with a family", [family, *invocations.NAMED]),
+            (OF_DEFAULT, "Predict with the default family", list(invocations.NAMED)),
         ):
             api.add_api_route(
                 path, predict, methods=["POST"], summary=summary, response_model=None, tags=["predict"],
@@ -268,6 +318,9 @@ def _asked(scope: Scope) -> _Asked:
     else:
         route, family = _predicted(path)
         asked = _Asked(path, route, family, PREDICT)
+    if query := scope.get("query_string"):
+        asked.model, asked.version = _named_in(query)
+        asked.is_named = asked.model is not None or asked.version is not None
     correlation_id = b""
     for name, value in scope["headers"]:
         if name == b"content-type":
@@ -294,7 +347,30 @@ def _predicted(path: str) -> tuple[str, str]:
 def _family_of(scope: Scope) -> str:
     """Return the last `family` of the query, empty where there is none."""
     query: bytes = scope.get("query_string", b"")
-    return parse_qs(query.decode("latin-1")).get("family", [""])[-1] if query else ""
+    return _query(query).get("family", "") if query else ""
+
+
+def _named_in(query: bytes) -> tuple[str | None, str | None]:
+    """Return the last `model` and `version` of a query; None where there is none."""
+    found = _query(query)
+    return found.get("model"), found.get("version")
+
+
+def _query(query: bytes) -> Mapping[str, str]:
+    """Return the last value of each field.
+
+    An empty one counts: whoever left a variable of theirs empty is not to be answered by another model.
+    """
+    return _short_query(query) if len(query) <= MAX_KEPT_QUERY else _parsed(query)
+
+
+@lru_cache(maxsize=1024)
+def _short_query(query: bytes) -> Mapping[str, str]:
+    return _parsed(query)
+
+
+def _parsed(query: bytes) -> Mapping[str, str]:
+    return {name: values[-1] for name, values in parse_qs(query.decode("latin-1"), keep_blank_values=True).items()}
 
 
 def _response(answered: error_responses.Response) -> Response:

@@ -19,6 +19,14 @@ from serve_app.usecases.route_request import RequestRouter, Target
 PATH: Final = "/invocations"
 PING: Final = "/ping"
 VERSION: Final = "/version"
+NAMED: Final[tuple[dict[str, Any], ...]] = tuple(
+    {"name": name, "in": "query", "required": False, "schema": {"type": "string"}, "description": said}
+    for name, said in (
+        ("model", "another registered model that the family serves by name; alone: what its alias or stage points at"),
+        ("version", "a version of that model, or of the family's own; it is loaded if it is not"),
+    )
+)
+"""Parameters of the routes of predictions, for the OpenAPI document."""
 Answering = Callable[[Request], Awaitable[HttpResponse]]
 
 
@@ -71,7 +79,7 @@ def describe(api: APIRouter, predict: Answering, tell: Answering) -> None:
     }  # fmt: skip
     api.add_api_route(
         PATH, predict, methods=["POST"], summary="Predict, in the protocol of MLflow", response_model=None,
-        tags=["mlflow"], openapi_extra={"requestBody": _REQUEST, "parameters": [family]},
+        tags=["mlflow"], openapi_extra={"requestBody": _REQUEST, "parameters": [family, *NAMED]},
         responses={200: _ANSWER, **_errors(400, 404, 413, 415, 500, 503)},
     )  # fmt: skip
     api.add_api_route(

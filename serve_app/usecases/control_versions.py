@@ -12,6 +12,7 @@ import structlog
 
 from serve_app.domain import reload
 from serve_app.domain.errors import (
+    NotOfferedError,
     PinnedError,
     ReloadDisabledError,
     SourceError,
@@ -22,6 +23,7 @@ from serve_app.domain.errors import (
 from serve_app.domain.following import agree, pin_of
 from serve_app.domain.reload import AuditEntry, FamilyRecord, KnownVersion, Operation, Outcome, RoutingTable, VersionRef
 from serve_app.domain.status import ReplicaStatus
+from serve_app.usecases.demand_versions import VersionDemands
 from serve_app.usecases.follow_source import SourceFollower
 from serve_app.usecases.keep_state import StateKeeper
 from serve_app.usecases.ports import BundleRef, BundleSource, Clock, Fleet, Gateways, ReloadMeter
@@ -34,11 +36,15 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ControlledFamily:
-    """One family under control: where its bundles come from, who follows them, and who carries changes out."""
+    """One family under control: where its bundles come from, who follows them, and who carries changes out.
+
+    `demands` loads what requests name; None: nothing is loaded by name.
+    """
 
     source: BundleSource
     follower: SourceFollower
     reloader: ModelReloader
+    demands: VersionDemands | None = None
 
 
 class VersionControl:
@@ -132,6 +138,15 @@ class VersionControl:
                 family, ref, actor=actor, action="rollback", reason=f"rollback to {ref.version}", undoes=record.active
             )
         return await self._runs.wait(run, wait_s)
+
+    async def demand(
+        self, family: str, *, model: str | None, version: str | None, wait_s: float, renew: bool = False
+    ) -> VersionRef:
+        """See `ControlPlane.demand`. It changes nothing that is stored, so any cluster may do it."""
+        demands = self._known(family).demands
+        if demands is None:
+            raise NotOfferedError(f"family {family!r} loads no versions by name")
+        return await demands.demand(model, version, wait_s=wait_s, renew=renew)
 
     async def look(self, family: str) -> None:
         """See `ControlPlane.look`."""

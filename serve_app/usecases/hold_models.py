@@ -34,7 +34,8 @@ class ResidencyLimits:
     """How many versions, of how many bytes of artifacts (None: any), stay resident; pinned ones always do.
 
     A load may take `load_timeout_s`. A version stays for `grace_s`, the longest timeout of a request, after it was last
-    used, loaded or pinned.
+    used, loaded or pinned; not so one that came on demand and was never pinned, which leaves as soon as it is the least
+    recently used of too many. One of those stays even where the others fill the limits: else none could ever answer.
     """
 
     max_versions: int
@@ -54,11 +55,15 @@ class Counts:
 
 @dataclass(slots=True)
 class _Held:
-    """A resident version. `needed_s` is when it was last used, loaded or pinned; `n_uses` counts the uses."""
+    """A resident version. `needed_s` is when it was last used, loaded or pinned; `n_uses` counts the uses.
+
+    `is_passing` marks one that came on demand and was not pinned since.
+    """
 
     model: LoadedModel
     needed_s: float
     n_uses: int = 0
+    is_passing: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -69,6 +74,7 @@ class _Load:
     digest: str | None
     result: asyncio.Future[LoadedVersion]
     is_over: bool = False
+    is_demanded: bool = False
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -116,6 +122,7 @@ class ResidentModels:
         self._failed: dict[str, str] = {}
         self._pinned: frozenset[str] = frozenset()
         self._n_hits_of_evicted = self._n_misses = self._n_evictions = 0
+        self._last_demanded: str | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._next_release: asyncio.TimerHandle | None = None
 
@@ -154,6 +161,17 @@ class ResidentModels:
             raise error
         return facts
 
+    async def demand(self, version: str, digest: str | None = None) -> LoadedVersion:
+        """Make `version` resident as `prepare` does, in the place of the least recently used ones that may leave.
+
+        They leave in the moment in which it comes, so that the limits hold at all times.
+        """
+        if version not in self._held:
+            self._n_misses += 1
+            load = self._loads.get(version) or self._begin(version, digest)
+            load.is_demanded = True
+        return await self.prepare(version, digest)
+
     def cancel(self, version: str) -> bool:
         """Give up the load of a version and say whether there was one. Its thread ends with the stage it is in."""
         load = self._loads.get(version)
@@ -163,8 +181,8 @@ class ResidentModels:
         return True
 
     def cancel_others(self, versions: Collection[str]) -> None:
-        """Give up every load but those of `versions`."""
-        for version in [name for name in self._loads if name not in versions]:
+        """Give up every load but those of `versions`, and those on demand."""
+        for version in [name for name, load in self._loads.items() if name not in versions and not load.is_demanded]:
             self.cancel(version)
 
     def pin(self, versions: Collection[str]) -> None:
@@ -174,6 +192,9 @@ class ResidentModels:
         for version in self._pinned.difference(versions):
             if version in self._held:
                 self._held[version].needed_s = now_s
+        for version in versions:
+            if version in self._held:
+                self._held[version].is_passing = False
         self._pinned = frozenset(versions)
         self._settle(now_s)
 
@@ -182,13 +203,7 @@ class ResidentModels:
 
         What was needed within the grace period stays for now; this is then called again by itself when that is over.
         """
-        now_s = self._monotonic_s()
-        self._settle(now_s)
-        recent = {name for name, held in self._held.items() if now_s < held.needed_s + self._limits.grace_s}
-        plan = self._plan(self._pinned | recent)
-        for version in plan.versions:
-            self._drop(version)
-        self._release_later(now_s)
+        plan = self._drop_surplus()
         if plan.versions:
             await asyncio.to_thread(self._give_back_memory)
         return plan
@@ -205,7 +220,8 @@ class ResidentModels:
 
     async def close(self) -> None:
         """Give up all loads. What is resident stays, for the batches that are under way."""
-        self.cancel_others(())
+        for version in list(self._loads):
+            self.cancel(version)
         if self._next_release is not None:
             self._next_release.cancel()
         for task in self._tasks:
@@ -319,10 +335,15 @@ class ResidentModels:
             return
         now_s = self._monotonic_s()
         self._close(load)
-        self._held[load.version] = _Held(outcome, now_s)
+        is_passing = load.is_demanded and load.version not in self._pinned
+        self._held[load.version] = _Held(outcome, now_s, is_passing=is_passing)
         self._move(load.version, SlotState.READY, now_s, digest=facts.digest)
         load.result.set_result(facts)
         self._on_load_ended(self._slots[load.version])
+        if is_passing:
+            self._last_demanded = load.version
+            if self._drop_surplus().versions:
+                self._start(asyncio.to_thread(self._give_back_memory))
 
     def _fail(self, load: _Load, error: ServeAppError) -> None:
         self._close(load)
@@ -350,12 +371,32 @@ class ResidentModels:
         limits = self._limits
         return evictions(residents, pinned=pinned, max_versions=limits.max_versions, max_bytes=limits.max_bytes)
 
+    def _drop_surplus(self) -> EvictionPlan:
+        """Let go of what is beyond the limits and neither kept nor in its grace period."""
+        now_s = self._monotonic_s()
+        self._settle(now_s)
+        recent = {
+            name
+            for name, held in self._held.items()
+            if not held.is_passing and now_s < held.needed_s + self._limits.grace_s
+        }
+        plan = self._plan(self._kept | recent)
+        for version in plan.versions:
+            self._drop(version)
+        self._release_later(now_s)
+        return plan
+
+    @property
+    def _kept(self) -> frozenset[str]:
+        """What never leaves by itself: the pinned ones, and of those on demand the last."""
+        return self._pinned if self._last_demanded is None else self._pinned | {self._last_demanded}
+
     def _release_later(self, now_s: float) -> None:
         """Come back when the first of those that only the grace period keeps has had it."""
         if self._next_release is not None:
             self._next_release.cancel()
             self._next_release = None
-        waiting = self._plan(self._pinned).versions
+        waiting = self._plan(self._kept).versions
         if waiting:
             at_s = min(self._held[version].needed_s for version in waiting) + self._limits.grace_s
             self._next_release = asyncio.get_running_loop().call_later(

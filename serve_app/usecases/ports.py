@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,10 @@ from serve_app.domain.reload import (
 from serve_app.domain.signature import Signature
 from serve_app.domain.source_status import SourceStatus
 from serve_app.domain.status import ReplicaStatus
+from serve_app.domain.windows import Record
+
+if TYPE_CHECKING:
+    from serve_app.usecases.keep_windows import TableImage
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +69,15 @@ class BundleSource(Protocol):
 
         Raises:
             VersionNotFoundError: The source has no such version.
+            SourceError: The source cannot be read now.
+        """
+        ...
+
+    def chosen(self, model: str) -> BundleRef:
+        """Return what the family's selector (alias, stage, number, newest) chooses of another registered model now.
+
+        Raises:
+            VersionNotFoundError: There is no such model, or nothing of it is chosen.
             SourceError: The source cannot be read now.
         """
         ...
@@ -283,6 +297,23 @@ class ControlPlane(Protocol):
         """
         ...
 
+    async def demand(
+        self, family: str, *, model: str | None, version: str | None, wait_s: float, renew: bool = False
+    ) -> VersionRef:
+        """Have a version that a request names loaded everywhere, and return it; it may be let go of when not used.
+
+        `model` None is the family's own; `version` None is what the selector chooses of `model`, as remembered for a
+        while unless `renew`. A demand for the same is joined; one whose caller has gone goes on.
+
+        Raises:
+            UnknownFamilyError: No such family.
+            InvalidInputError: It cannot be the name of a model or version.
+            NotOfferedError: There is no such model or version, or the family does not serve it.
+            RefusedVersionError: Its bundle was refused.
+            UnavailableError: It is not there within `wait_s`, or cannot be had now.
+        """
+        ...
+
     async def operation(self, operation_id: str) -> Operation | None:
         """Return one operation, or None when it is not known."""
         ...
@@ -311,6 +342,10 @@ class Fleet(Protocol):
         """Have every replica load these beside what it serves, the most important first."""
         ...
 
+    async def load(self, family: str, ref: VersionRef) -> None:
+        """Have every replica load a version that is not to be held; the least used of its kind gives way to it."""
+        ...
+
     async def evict(self, family: str, ref: VersionRef) -> None:
         """Have every replica let go of a candidate that was given up, unless it is one of those to be held."""
         ...
@@ -323,9 +358,23 @@ class Fleet(Protocol):
 class Gateways(Protocol):
     """The gateways, all of them."""
 
+    async def refresh(self, family: str) -> None:
+        """Have every gateway ask the replicas of a family what they hold, so that a commit need not."""
+        ...
+
     async def push(self, table: RoutingTable) -> int:
         """Give every gateway the table; return how many took it. One that missed it pulls it within a second."""
         ...
+
+
+class DemandResult(StrEnum):
+    """How a demand for a version ended; `RESIDENT`: nothing was to be loaded."""
+
+    LOADED = "loaded"
+    RESIDENT = "resident"
+    UNKNOWN = "unknown"
+    REFUSED = "refused"
+    UNAVAILABLE = "unavailable"
 
 
 class ReloadMeter(Protocol):
@@ -345,4 +394,37 @@ class ReloadMeter(Protocol):
 
     def count_source_error(self, family: str) -> None:
         """A source could not be read."""
+        ...
+
+
+class DemandMeter(Protocol):
+    """Counts the versions that requests name and that had to be asked for."""
+
+    def observe_demand(self, family: str, result: DemandResult, seconds: float) -> None:
+        """A demand ended."""
+        ...
+
+
+class RecordJournal(Protocol):
+    """Keeps the records of windows on disk. Blocking; for one thread at a time."""
+
+    @property
+    def journal_bytes(self) -> int:
+        """Size of what a restart would have to read beside the last image."""
+        ...
+
+    def append(self, records: Sequence[Record]) -> None:
+        """Write records that are about to be acknowledged: all of them, or none.
+
+        Raises:
+            StoreError: The disk is full or gone; nothing is written.
+        """
+        ...
+
+    def compact(self, image: "TableImage") -> None:
+        """Replace all that was appended by an image that holds it.
+
+        Raises:
+            StoreError: It cannot be written; everything that was there still is.
+        """
         ...

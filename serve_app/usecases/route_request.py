@@ -19,7 +19,10 @@ LONGEST_WAIT_S = 1.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Target:
-    """Where one request goes. `reason` says why: `default`, `forced`, `fallback`. Compared by identity: a cache key."""
+    """Where one request goes. `reason` says why: `default`, `forced`, `named`, `fallback`.
+
+    Compared by identity: a cache key.
+    """
 
     family: str
     version: str
@@ -53,6 +56,7 @@ class RequestRouter:
         self._on_batch = on_batch
         self._targets: dict[str, Target] = {}
         self._by_version: dict[tuple[str, str], Target] = {}
+        self._named: dict[tuple[str, str], Target] = {}
         self._statuses: dict[tuple[str, str], tuple[ReplicaStatus, ...]] = {}
         self._table = RoutingTable()
         self._now_s = now_s
@@ -105,6 +109,10 @@ class RequestRouter:
             raise UnknownVersionError(name, forced_version, sorted(v for f, v in self._by_version if f == name))
         return forced
 
+    def named(self, family: str, version: str) -> Target | None:
+        """Return where a request goes that names a version, or None where no replica has reported it."""
+        return self._named.get((family, version))
+
     def current(self, family: str) -> Target | None:
         """Return where requests for `family` go by default, or None while it has no model."""
         return self._targets.get(family)
@@ -151,9 +159,11 @@ class RequestRouter:
         held = {loaded.version for status in statuses for loaded in status.versions}
         for version in held:
             if (family, version) not in self._by_version:
-                self._by_version[family, version] = self._build(family, pool, version, reason="forced")
+                built = self._build(family, pool, version, reason="forced")
+                self._by_version[family, version] = built
+                self._named[family, version] = replace(built, reason="named")
         for key in [k for k, t in self._by_version.items() if k[0] == family and t.pool == pool and k[1] not in held]:
-            del self._by_version[key]
+            del self._by_version[key], self._named[key]
 
     def follow(self, table: RoutingTable) -> list[Target]:
         """Route by this table from now on, unless it is older than the one in use; return the targets that changed.

@@ -177,6 +177,13 @@ def test_unknown_version_names_the_known_ones(stage: Stage) -> None:
     assert list(caught.value.known) == [version]
 
 
+def test_nothing_is_chosen_of_a_model_that_is_not_there(stage: Stage) -> None:
+    stage.publish(b"first")
+    with pytest.raises(VersionNotFoundError):
+        stage.source.chosen("no-such-model")
+    assert stage.source.status().status != "error"
+
+
 def test_asking_twice_gives_the_same_answer(stage: Stage) -> None:
     version = stage.publish(b"first")
     assert stage.source.current() == stage.source.current()

@@ -23,10 +23,12 @@ from serve_app.domain.signature import Column
 from serve_app.ingress.api import build_api
 from serve_app.ingress.inference import Inference, RequestLimits
 from serve_app.usecases.coalesce_requests import BatchLimits
+from serve_app.usecases.name_versions import NamedVersions
 from serve_app.usecases.route_request import RequestRouter
 from tests import builders
 from tests.contracts.saved_models import SAVERS, save, scoring_app
 from tests.contracts.scored_bodies import Bodies, Post
+from tests.fakes.clock import FakeClock
 from tests.fakes.predict_client import FakePredictClient
 from tests.reports import loaded, report
 from tests.unit.ingress.serving import Meter
@@ -85,8 +87,13 @@ def our_server(predictor: MlflowPredictor) -> ASGIApp:
     )  # fmt: skip
     router.observe(FAMILY, "cpu", [report(loaded("1", signature=predictor.signature), family=FAMILY)])
     router.follow(RoutingTable(generation=1, routes={FAMILY: Route(version="1", digest="0" * 64)}))
-    inference = Inference(router, limits=RequestLimits(1 << 20, 1000), meter=Meter(), access_log=False)
+    names = NamedVersions(router, refresh=_no_refresh, clock=FakeClock(), max_waiting=100)
+    inference = Inference(router, names, limits=RequestLimits(1 << 20, 1000), meter=Meter(), access_log=False)
     return build_api(router, inference, required=frozenset(), collect_metrics=_no_metrics)
+
+
+async def _no_refresh(family: str) -> None:
+    """Learn nothing new."""
 
 
 async def _no_metrics() -> bytes:

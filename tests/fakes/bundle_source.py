@@ -16,6 +16,8 @@ class FakeBundleSource:
         self.remembers = False
         self.kept: tuple[str, ...] = ()
         self.n_fetched = 0
+        self.n_chosen = 0
+        self._chosen: dict[str, str] = {}
         self._bundles: dict[str, Bundle] = {}
         self._current: str | None = None
         for bundle in bundles:
@@ -44,6 +46,18 @@ class FakeBundleSource:
         if version not in self._bundles:
             raise VersionNotFoundError("the fake source", version, sorted(self._bundles))
         return self._ref(self._bundles[version])
+
+    def choose(self, model: str, version: str) -> None:
+        """Let the selector point at a published version of another model."""
+        self._chosen[model] = version
+
+    def chosen(self, model: str) -> BundleRef:
+        """Return what was chosen of another model."""
+        self._maybe_fail()
+        self.n_chosen += 1
+        if model not in self._chosen:
+            raise VersionNotFoundError("the fake source", model, ())
+        return self.find(self._chosen[model])
 
     def remembered(self) -> BundleRef | None:
         """Return what `current` is, though the source be away, once `remembers` is set."""

@@ -4,8 +4,15 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from serve_app.domain.errors import PinnedError, SourceError, UnavailableError, UnknownFamilyError, UnknownVersionError
-from serve_app.domain.reload import AuditEntry, KnownVersion, Operation, Outcome, Phase
+from serve_app.domain.errors import (
+    NotOfferedError,
+    PinnedError,
+    SourceError,
+    UnavailableError,
+    UnknownFamilyError,
+    UnknownVersionError,
+)
+from serve_app.domain.reload import AuditEntry, KnownVersion, Operation, Outcome, Phase, VersionRef
 
 NOW_S = 1_769_763_600.0
 
@@ -15,6 +22,8 @@ class FakeControlPlane:
 
     With `is_held` a change stays under way until `finish`. Set `error` to make every call raise it. `asked` holds what
     every reload and rollback asked for; `on_commit(family, version)` is called when another version becomes active.
+    `offers` maps the model and version that a demand names to the version that is then loaded, or to an error;
+    `demanded` holds every demand, `on_demand(family, version)` is called when one is loaded.
     """
 
     def __init__(self, *families: str, on_commit: Callable[[str, str], None] | None = None) -> None:
@@ -25,6 +34,11 @@ class FakeControlPlane:
         self.asked: list[dict[str, Any]] = []
         self.entries: list[AuditEntry] = []
         self.looked: list[str] = []
+        self.offers: dict[tuple[str | None, str | None], str | Exception] = {}
+        self.demanded: list[tuple[str | None, str | None, bool]] = []
+        self.may_load = asyncio.Event()
+        self.may_load.set()
+        self.on_demand: Callable[[str, str], None] = lambda _family, _version: None
         self.generation = 0
         self._on_commit = on_commit
         self._known: dict[str, list[KnownVersion]] = {family: [] for family in families}
@@ -57,6 +71,25 @@ class FakeControlPlane:
         if wanted is None:
             raise UnknownVersionError(family, "last good", [])
         return await self._change(family, wanted, "rollback", actor, f"rollback to {wanted}", wait_s)
+
+    async def demand(
+        self, family: str, *, model: str | None, version: str | None, wait_s: float, renew: bool = False
+    ) -> VersionRef:
+        """Load what stands in `offers`, once `may_load` is set; raise what stands there if it is an error."""
+        self.demanded.append((model, version, renew))
+        self._maybe_fail()
+        try:
+            async with asyncio.timeout(wait_s):
+                await self.may_load.wait()
+        except TimeoutError:
+            raise UnavailableError("still being loaded") from None
+        found = self.offers.get((model, version))
+        if found is None:
+            raise NotOfferedError(f"the registry has no {model} {version}")
+        if isinstance(found, Exception):
+            raise found
+        self.on_demand(family, found)
+        return VersionRef(version=found, digest="0" * 64)
 
     async def look(self, family: str) -> None:
         """Note that the source was to be looked at."""

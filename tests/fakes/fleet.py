@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from serve_app.domain.reload import RoutingTable, VersionRef
 from serve_app.domain.signature import Column, Signature
 from serve_app.domain.status import LoadedVersion, ReplicaStatus
+from serve_app.usecases.ports import DemandResult
 
 SIGNATURE = Signature(inputs=(Column(name="x"),), outputs=(Column(name="y"),))
 
@@ -70,6 +71,15 @@ class FakeFleet:
                 elif ref.digest not in self.hangs:
                     self.held[i][ref.version] = ref
 
+    async def load(self, family: str, ref: VersionRef) -> None:
+        """See `Fleet.load`."""
+        self.log.append(f"load {ref.version}")
+        for i in range(len(self.held) - self.n_unreachable):
+            if ref.digest in self.refuses:
+                self.failed[i][ref.digest] = self.refuses[ref.digest]
+            elif ref.digest not in self.hangs:
+                self.held[i][ref.version] = ref
+
     async def evict(self, family: str, ref: VersionRef) -> None:
         """See `Fleet.evict`."""
         self.log.append(f"evict {ref.version}")
@@ -123,3 +133,7 @@ class FakeReloadMeter:
     def count_source_error(self, family: str) -> None:
         """See `ReloadMeter.count_source_error`."""
         self.counted.append(("source_error", family))
+
+    def observe_demand(self, family: str, result: DemandResult, seconds: float) -> None:
+        """See `DemandMeter.observe_demand`."""
+        self.counted.append(("demand", family, str(result)))

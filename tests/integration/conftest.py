@@ -12,7 +12,9 @@ import yaml
 from serve_app.cli.ports import choose_free
 from serve_app.cli.state_dir import StateDir
 from tests.builders import write_forecaster
+from tests.integration import registry
 from tests.integration.instance import REPOSITORY, Instance
+from tests.mlflow_server import MlflowServer
 from training import train_iris_forest
 
 IRIS_ROW = [5.1, 3.5, 1.4, 0.2]
@@ -71,3 +73,24 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             yield Server(instance, http)
     finally:
         instance.run("down")
+
+
+@pytest.fixture(scope="session")
+def registry_server(
+    tmp_path_factory: pytest.TempPathFactory, mlflow_server: MlflowServer
+) -> Iterator[registry.RegistryServer]:
+    """A server that follows the registry of the session: S3's iris by its environment, three families by the file."""
+    with registry.running(tmp_path_factory.mktemp("registry"), mlflow_server) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def iris_server(registry_server: registry.RegistryServer) -> registry.RegistryServer:
+    """The server with S3's model in production, trained by its program and asked for by hand."""
+    told = registry.train(registry_server, "train_iris", "--trees", "10", "--stage", "Production")
+    champion, staged = registry.holders(registry_server, registry.IRIS_MODEL)
+    assert f"{registry.IRIS_MODEL}: promoted version {champion} to alias champion and stage Production" in told
+    assert staged == champion
+    reloaded = registry_server.http.post("/admin/reload", headers=registry_server.admin)
+    assert reloaded.json()["version"] == champion, reloaded.text
+    return registry_server

@@ -4,8 +4,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from serve_app.cli.state_dir import RunRecord, StateDir
@@ -17,11 +17,12 @@ SERVE_APP = (sys.executable, "-c", "from serve_app.cli import app; app()")
 
 @dataclass(frozen=True)
 class Instance:
-    """A state directory, a port and a config of its own, and the command line to act on them."""
+    """A state directory, a port, a config and an environment of its own, and the command line to act on them."""
 
     state: StateDir
     port: int
     config: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def record(self) -> RunRecord:
@@ -37,9 +38,10 @@ class Instance:
         return self.run("up", "--config", str(self.config), "--port", str(self.port), *options)
 
     def run(self, command: str, *options: str) -> subprocess.CompletedProcess[str]:
+        python_path = f"{REPOSITORY}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
         return subprocess.run(
             [*SERVE_APP, command, *options, "--state-dir", str(self.state.path)],
-            env={**os.environ, "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
+            env={**os.environ, **self.environment, "PYTHONPATH": python_path},
             capture_output=True,
             text=True,
             timeout=UP_TIMEOUT_S + 60,

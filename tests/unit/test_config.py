@@ -6,8 +6,9 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from serve_app.config import AppConfig, DirectoryConfig, ReplicaUserConfig
+from serve_app.config import AppConfig, DirectoryConfig, RegistryConfig, ReplicaUserConfig
 from serve_app.domain.errors import ConfigError
+from serve_app.domain.naming import Named, NamingRule
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
@@ -194,3 +195,43 @@ def test_wish_that_cannot_be_read_is_refused(given: Any, said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         ReplicaUserConfig.parse(given)
     assert said in str(caught.value)
+
+
+def registry(**source: Any) -> dict[str, Any]:
+    """A document whose only family follows the registered model iris."""
+    known = {"kind": "mlflow_registry", "model": "iris"}
+    return {"families": {"flowers": {"models_type": "classification", "source": known | source}}}
+
+
+def registry_of(document: dict[str, Any]) -> RegistryConfig:
+    source = AppConfig.parse(document).families["flowers"].source
+    assert isinstance(source, RegistryConfig)
+    return source
+
+
+def test_only_versions_of_its_own_model_may_be_named_by_default() -> None:
+    assert registry_of(registry()).naming == NamingRule("iris", other_models=False, allowed_models=())
+
+
+def test_what_is_preloaded_is_read() -> None:
+    source = registry_of(
+        registry(other_models=True, allowed_models=["team-*"], preload=["iris:3", "team-a", "team-b:2"])
+    )
+    assert source.preloaded == (Named(None, "3"), Named("team-a", None), Named("team-b", "2"))
+    assert source.naming.offers("team-c")
+    assert not source.naming.offers("other")
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ({"allowed_models": ["a"]}, "allowed_models: expected other_models to be true as well"),
+        ({"preload": ["iris"]}, "preload: expected a version, iris:<version>; the model itself is loaded anyway"),
+        ({"preload": ["ant:1"]}, "preload: expected 'ant' to be a model that other_models and allowed_models allow"),
+        ({"preload": ["iris:"]}, "expected <model> or <model>:<version>, found 'iris:'"),
+        ({"demand_wait_s": 0}, "demand_wait_s"),
+    ],
+)
+def test_wrong_names_are_told_in_one_sentence(source: dict[str, Any], said: str) -> None:
+    (problem,) = problems(registry(**source))
+    assert said in problem

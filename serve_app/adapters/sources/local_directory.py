@@ -37,6 +37,14 @@ class LocalDirectorySource:
         directory = self._directory_of(version)
         return self._ref(directory, is_current=directory == self._current_directory())
 
+    def chosen(self, model: str) -> BundleRef:
+        """Say that there is none: a directory holds the versions of one model.
+
+        Raises:
+            VersionNotFoundError: Always.
+        """
+        raise VersionNotFoundError(str(self._root), model, ())
+
     def remembered(self) -> BundleRef | None:
         """Return None: a directory that cannot be read has no copy elsewhere."""
         return None

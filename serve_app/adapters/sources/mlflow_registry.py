@@ -102,6 +102,28 @@ class MlflowRegistrySource:
             copy = self._copied(found)
             return self._ref(copy, self._known_facts(copy, found))
 
+    def chosen(self, model: str) -> BundleRef:
+        """Ask the registry what the family's selector chooses of another model now, and copy that if it is not here.
+
+        The choice is not remembered on this node: its copy would never leave.
+
+        Raises:
+            VersionNotFoundError: There is no such model, or nothing of it is chosen.
+            SourceError: The registry is away, or the files cannot be had.
+        """
+        selector = self._settings.selector
+        with self._noted():
+            try:
+                found = self._client.resolve(model, selector)
+            except NotRegisteredError as error:
+                raise VersionNotFoundError(self._where, f"{model} ({selector})", error.known) from error
+            if found is None:
+                raise VersionNotFoundError(self._where, f"{model} ({selector})", ())
+            if found.status != READY:
+                raise SourceError(f"expected {found.uri} to be READY, found {found.status}")
+            copy = self._copied(found)
+            return self._ref(copy, self._known_facts(copy, found))
+
     def versions(self) -> Sequence[BundleRef]:
         """List the READY versions of the family's model, newest first; while the registry is away, the copies of it.
 

@@ -15,6 +15,7 @@ from serve_app.adapters.prometheus_metrics import (
 )
 from serve_app.domain.reload import Outcome, Phase
 from serve_app.usecases.hold_models import Counts
+from serve_app.usecases.ports import DemandResult
 
 
 def gateway(*statuses: int, seconds: float = 0.003, version: str = "v1") -> list[MetricSnapshot]:
@@ -241,3 +242,14 @@ def test_accuracy_is_that_of_the_version_that_answers_now(metrics: dict[str, obj
     assert [(s.labels["family"], s.labels["model_version"], s.value) for s in found] == [
         ("iris", "2", accuracy) for accuracy in shown
     ]
+
+
+def test_demands_are_counted_by_result_and_loads_are_timed() -> None:
+    metrics = ReloadMetrics()
+    metrics.observe_demand("iris", DemandResult.LOADED, 0.3)
+    metrics.observe_demand("iris", DemandResult.RESIDENT, 0.001)
+    metrics.observe_demand("iris", DemandResult.RESIDENT, 0.001)
+    found = samples([("r1", snapshot(metrics.registry))])
+    assert value(found, "serve_app_demands_total", family="iris", result="resident") == 2
+    assert value(found, "serve_app_demand_seconds_count", family="iris") == 1
+    assert value(found, "serve_app_demand_seconds_sum", family="iris") == 0.3

@@ -64,7 +64,7 @@ def test_compaction_keeps_everything_in_one_image_and_goes_on(journal: WindowJou
         journal.append(records(10 + number))
         for record in records(10 + number):
             table.put(record)
-        journal.compact(table)
+        journal.compact(table.image())
     journal.append(records(13))
     assert files(journal) == {"image-00000003.safetensors", "journal-00000003.log"}
     assert cpu(reopened(journal)) == [-1, -1, 10, 11, 12, 13]
@@ -77,7 +77,7 @@ def test_crash_between_the_new_journal_and_the_image_loses_nothing(
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
         with pytest.raises(StoreError, match="No space left on device"):
-            journal.compact(WindowTable(RULES))
+            journal.compact(WindowTable(RULES).image())
     journal.append(records(11))
     assert cpu(reopened(journal)) == [-1, -1, -1, -1, 10, 11]
 
@@ -128,7 +128,7 @@ def test_failed_append_is_undone_and_told(journal: WindowJournal, monkeypatch: p
 
 def test_image_that_cannot_be_read_is_put_aside_and_the_journals_count(journal: WindowJournal) -> None:
     journal.append(records(10))
-    journal.compact(reopened(journal))
+    journal.compact(reopened(journal).image())
     journal.append(records(11))
     (image,) = journal._directory.glob("image-*")
     image.write_bytes(b"no tensors")
@@ -138,7 +138,7 @@ def test_image_that_cannot_be_read_is_put_aside_and_the_journals_count(journal: 
 
 def test_other_rules_start_anew(journal: WindowJournal) -> None:
     journal.append(records(10))
-    journal.compact(reopened(journal))
+    journal.compact(reopened(journal).image())
     longer = WindowRules(RULES.metrics, length=12)
     assert reopened(journal, longer).entities == ()
 
@@ -161,7 +161,7 @@ for step in range(10_000):
     table.put(records(step)[0])
     print(step, flush=True)  # the acknowledgement
     if step % 7 == 6:
-        journal.compact(table)
+        journal.compact(table.image())
 """
 
 

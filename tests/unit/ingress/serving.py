@@ -9,8 +9,11 @@ from serve_app.domain.reload import Route, RoutingTable
 from serve_app.ingress.api import build_api
 from serve_app.ingress.inference import Inference, RequestLimits
 from serve_app.usecases.coalesce_requests import BatchLimits
+from serve_app.usecases.name_versions import NamedVersions, NamingSettings
 from serve_app.usecases.route_request import RequestRouter
 from tests import builders
+from tests.fakes.clock import FakeClock
+from tests.fakes.control_plane import FakeControlPlane
 from tests.fakes.predict_client import FakePredictClient, Model, row_sums
 from tests.reports import loaded, report
 
@@ -47,6 +50,7 @@ class Server:
         queued: int = 100,
         metrics: bytes = b"",
         routed: str | None = "v1",
+        naming: Mapping[str, NamingSettings] | None = None,
     ) -> None:
         self.client = FakePredictClient(models if models is not None else {"v1": row_sums})
         self.models = self.client.models
@@ -59,8 +63,13 @@ class Server:
             clients={(FAMILY, "cpu"): self.client, ("iris", "cpu"): FakePredictClient()},
             limits=BatchLimits(100, 1 << 20, queued, 30.0),
         )  # fmt: skip
+        self.plane = FakeControlPlane(FAMILY, "iris")
+        self.clock = FakeClock()
+        self.names = NamedVersions(
+            self.router, self.plane, naming, refresh=self._refresh, clock=self.clock, max_waiting=queued
+        )
         self.inference = Inference(
-            self.router, limits=RequestLimits(MAX_BODY_BYTES, MAX_ROWS), meter=self.meter, access_log=False
+            self.router, self.names, limits=RequestLimits(MAX_BODY_BYTES, MAX_ROWS), meter=self.meter, access_log=False
         )
         self.api = build_api(
             self.router, self.inference, required=frozenset({FAMILY}), collect_metrics=self._collect_metrics
@@ -78,6 +87,10 @@ class Server:
         """Take in a report of one replica that holds all models."""
         held = [loaded(version, signature=self._signature) for version in self.models]
         self.router.observe(FAMILY, "cpu", [report(*held, **facts)])
+
+    async def _refresh(self, family: str) -> None:
+        assert family == FAMILY
+        self.observe()
 
     async def _collect_metrics(self) -> bytes:
         if self.metrics_error is not None:

@@ -162,7 +162,7 @@ async def test_document_of_the_api_lists_the_hot_route() -> None:
     schema = route["requestBody"]["content"]["application/json"]["schema"]
     assert set(schema["properties"]) == {"instances", "features", "entity"}
     assert {"200", "400", "404", "413", "415", "422", "503"} <= set(route["responses"])
-    assert [parameter["name"] for parameter in route.get("parameters", [])] == ["family"]
+    assert [parameter["name"] for parameter in route.get("parameters", [])] == ["family", "model", "version"]
 
 
 async def test_docs_are_a_page() -> None:

@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from serve_app.domain.errors import UnknownVersionError
+from serve_app.domain.errors import RefusedVersionError, UnavailableError, UnknownVersionError
+from serve_app.domain.naming import NamingRule
+from serve_app.usecases.name_versions import NamingSettings
 from tests.fakes.predict_client import row_sums
 from tests.unit.ingress.serving import MAX_BODY_BYTES, MAX_ROWS, Server
 
@@ -133,6 +135,98 @@ async def test_prediction_ids_differ() -> None:
     server = Server()
     ids = {(await server.post(GOOD)).headers["x-prediction-id"] for _ in range(5)}
     assert len(ids) == 5
+
+
+def zoo() -> Server:
+    """A server whose family may be asked for other models, of which `ant:2` can be loaded."""
+    naming = {"forecaster": NamingSettings(NamingRule("own", other_models=True), wait_s=0.05)}
+    server = Server({"v1": row_sums, "v2": lambda rows: row_sums(rows) * 10}, naming=naming)
+    server.plane.offers = {("ant", "2"): "ant:2"}
+
+    def load(_: str, version: str) -> None:
+        server.models.setdefault(version, lambda rows: row_sums(rows) + 100)
+
+    server.plane.on_demand = load
+    return server
+
+
+@pytest.mark.parametrize("path", ["/predict/forecaster", "/predict/", "/predict"])
+async def test_version_in_the_query_answers(path: str) -> None:
+    answer = await zoo().post(GOOD, path=f"{path}?version=v2")
+    assert answer.json() == {"predictions": [60.0], "model_family": "forecaster", "model_version": "v2"}
+    assert (answer.headers["x-model-version"], answer.headers["x-route-reason"]) == ("v2", "named")
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/predict/forecaster?model=ant&version=2", GOOD),
+        ("/invocations?family=forecaster&version=2&model=ant", b'{"inputs":[[1,2,3]]}'),
+    ],
+)
+async def test_other_model_is_loaded_and_named_in_the_answer(path: str, body: bytes) -> None:
+    server = zoo()
+    for _ in range(2):
+        answer = await server.post(body, path=path)
+        assert answer.json()["predictions"] == [106.0]
+        assert answer.headers["x-model-version"] == "ant:2"
+    assert server.plane.demanded == [("ant", "2", False)]
+
+
+async def test_version_that_was_let_go_of_meanwhile_is_demanded_once_more() -> None:
+    server = zoo()
+    path = "/predict/forecaster?model=ant&version=2"
+    await server.post(GOOD, path=path)
+    del server.models["ant:2"]  # the gateway has not heard of it
+    assert (await server.post(GOOD, path=path)).json()["predictions"] == [106.0]
+    server.models["ant:2"] = gone
+    answer = await server.post(GOOD, path=path)
+    assert answer.status_code == 503
+    assert detail(answer) == "version 'ant:2' of 'forecaster' was let go of again: more are in use than fit"
+
+
+@pytest.mark.parametrize(
+    ("query", "status", "says"),
+    [
+        ("model=bee&version=2", 404, "the registry has no bee 2"),
+        ("version=v9", 404, "the registry has no None v9"),
+        ("model=bad", 500, "version 'bad:1' is refused"),
+        ("model=slow", 503, "loading"),
+        ("version=..", 422, "'version': expected a version"),
+        ("version=", 422, "'version': expected a version"),
+        ("model=&version=v1", 422, "'model': expected the name of a registered model"),
+        ("model=" + "x" * 300, 422, "'model': expected the name of a registered model"),
+    ],
+)
+async def test_what_cannot_be_served_by_name_is_told(query: str, status: int, says: str) -> None:
+    server = zoo()
+    server.plane.offers |= {("bad", None): RefusedVersionError("version 'bad:1' is refused: it hangs")}
+    server.plane.offers |= {("slow", None): UnavailableError("it is loading", retry_after_s=5)}
+    answer = await server.post(GOOD, path=f"/predict/forecaster?{query}")
+    assert answer.status_code == status
+    assert says in detail(answer)
+    assert ("retry-after" in answer.headers) == (status == 503)
+    assert server.meter.seen == [("", "", "", status)]
+
+
+async def test_version_is_named_in_one_place() -> None:
+    answer = await zoo().post(GOOD, path="/predict/forecaster?version=v2", headers={"x-model-version": "v2"})
+    assert (answer.status_code, detail(answer)) == (
+        422,
+        "expected model and version in the query or X-Model-Version, got both",
+    )
+
+
+async def test_header_loads_nothing() -> None:
+    server = zoo()
+    assert (await server.post(GOOD, headers={"x-model-version": "ant:2"})).status_code == 404
+    assert server.plane.demanded == []
+
+
+@pytest.mark.parametrize("query", ["family=iris", "x=1", "versions=2", "%ff=%ff&&&=", "a=" + "b" * 5000])
+async def test_query_that_names_nothing_changes_nothing(query: str) -> None:
+    answer = await zoo().post(GOOD, path=f"/predict/forecaster?{query}")
+    assert answer.headers["x-route-reason"] == "default"
 
 
 async def test_forced_version_answers_and_the_headers_say_so() -> None:

@@ -2,12 +2,13 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import pytest
 
 from serve_app.domain.errors import (
+    NotOfferedError,
     PinnedError,
     ReloadDisabledError,
     SourceError,
@@ -18,8 +19,10 @@ from serve_app.domain.errors import (
     UnknownVersionError,
 )
 from serve_app.domain.following import FollowRule, ReloadMode
+from serve_app.domain.naming import NamingRule
 from serve_app.domain.reload import Operation, Outcome, Phase, VersionRef
 from serve_app.usecases.control_versions import ControlledFamily, VersionControl
+from serve_app.usecases.demand_versions import VersionDemands
 from serve_app.usecases.follow_source import SourceFollower
 from serve_app.usecases.keep_state import StateKeeper
 from serve_app.usecases.ports import TrialLimits
@@ -576,3 +579,21 @@ async def test_the_audit_log_says_who_changed_what_and_how_it_ended(world: World
         "v2",
         Outcome.RELOADED,
     )
+
+
+async def test_demand_goes_to_the_family_that_loads_by_name(world: World) -> None:
+    control = await world.reconciler()
+    with pytest.raises(NotOfferedError, match="'forecaster' loads no versions by name"):
+        await control.demand(FAMILY, model=None, version="v1", wait_s=1.0)
+    with pytest.raises(UnknownFamilyError):
+        await control.demand("iris", model=None, version="v1", wait_s=1.0)
+    demands = VersionDemands(
+        FAMILY, NamingRule("own"), source=world.source, fleet=world.fleet, trial=world.trial,
+        policy=ReloadPolicy(TrialLimits(10.0, 1 << 20), prepare_timeout_s=10.0), clock=world.clock, meter=world.meter,
+        remember_s=30.0,
+    )  # fmt: skip
+    control._families = {FAMILY: replace(control._families[FAMILY], demands=demands)}
+    before = world.store.read()
+    ref = await control.demand(FAMILY, model=None, version="v1", wait_s=1.0)
+    assert world.fleet.held[0]["v1"] == ref
+    assert world.store.read() == before

@@ -24,7 +24,7 @@ from serve_app.adapters.loaders import LOADERS
 from serve_app.adapters.process_memory import ProcessMemory
 from serve_app.adapters.sources.local_directory import LocalDirectorySource
 from serve_app.domain.errors import BundleError, GoldenMismatchError, ReloadError, ServeAppError, SourceError
-from serve_app.domain.model_slot import STAGES, SlotState
+from serve_app.domain.model_slot import STAGES, Slot, SlotState
 from serve_app.usecases.hold_models import (
     KEPT_ENDED_SLOTS,
     Counts,
@@ -406,6 +406,102 @@ async def test_evicted_version_leaves_at_once_unless_it_is_pinned() -> None:
         assert at.state("v2") is SlotState.READY
 
 
+async def test_version_on_demand_takes_the_place_of_the_least_recently_used_at_once() -> None:
+    async with bench(max_versions=3) as at:
+        at.models.pin(["v1"])
+        await at.models.prepare("v1")
+        for version in ("v2", "v3", "v4"):
+            at.clock.advance(1.0)
+            await at.models.demand(version)
+            at.clock.advance(1.0)
+            at.models.get("v2")
+            assert len(at.resident()) <= 3
+        assert at.resident() == {"v1", "v2", "v4"}
+        assert at.state("v3") is SlotState.RELEASED
+        assert at.models.counts() == Counts(hits=3, misses=3, evictions=1)
+
+
+async def test_limits_hold_in_the_very_moment_of_the_change() -> None:
+    most = 0
+
+    async with bench(max_versions=2) as at:
+
+        def count(_: Slot) -> None:
+            asyncio.get_running_loop().call_soon(note)
+
+        def note() -> None:
+            nonlocal most
+            most = max(most, len(at.resident()))
+
+        at.models._on_load_ended = count
+        for version in VERSIONS * 2:
+            await at.models.demand(version)
+            at.clock.advance(1.0)
+        assert most == 2
+
+
+async def test_one_version_on_demand_fits_beside_pinned_ones_that_fill_the_limits() -> None:
+    async with bench(max_versions=2) as at:
+        at.models.pin(["v1", "v2"])
+        await at.fill("v1", "v2")
+        for version in ("v3", "v4"):
+            await at.models.demand(version)
+            await at.models.release()
+            assert at.resident() == {"v1", "v2", version}
+        at.clock.advance(10 * GRACE_S)
+        await at.models.release()
+        assert at.resident() == {"v1", "v2", "v4"}
+
+
+async def test_grace_of_what_was_pinned_goes_before_versions_on_demand() -> None:
+    async with bench(max_versions=2) as at:
+        at.models.pin(["v1", "v2"])
+        await at.fill("v1", "v2")
+        at.models.pin(["v2"])
+        await at.models.demand("v3")
+        await at.models.demand("v4")
+        assert at.resident() == {"v1", "v2", "v4"}
+        at.clock.advance(GRACE_S)
+        await at.models.release()
+        assert at.resident() == {"v2", "v4"}
+
+
+async def test_version_on_demand_that_is_pinned_is_one_of_the_others_from_then_on() -> None:
+    async with bench(max_versions=1) as at:
+        await at.models.demand("v1")
+        at.models.pin(["v1"])
+        at.models.pin([])
+        await at.models.demand("v2")
+        assert at.resident() == {"v1", "v2"}
+        at.clock.advance(GRACE_S)
+        await at.models.release()
+        assert at.resident() == {"v2"}
+
+
+async def test_load_on_demand_is_not_cancelled_with_the_others() -> None:
+    async with bench() as at:
+        at.loader.hold_back("v1", "v2", "v3")
+        calls = [asyncio.create_task(at.models.demand("v1")), asyncio.create_task(at.models.prepare("v2"))]
+        calls.append(asyncio.create_task(at.models.prepare("v3")))
+        await at.loader.until_begun("v1")
+        calls.append(asyncio.create_task(at.models.demand("v3")))  # joins
+        await asyncio.sleep(0)
+        at.models.cancel_others([])
+        at.loader.open("v1", "v2", "v3")
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        assert [isinstance(answer, LoadCancelledError) for answer in answers] == [False, True, False, False]
+
+
+async def test_close_gives_up_loads_on_demand_too() -> None:
+    async with bench() as at:
+        at.loader.hold_back("v1")
+        call = asyncio.create_task(at.models.demand("v1"))
+        await at.loader.until_begun("v1")
+        await at.models.close()
+        with pytest.raises(LoadCancelledError):
+            await call
+
+
 async def test_batch_under_way_keeps_its_model_and_frees_it_at_its_end() -> None:
     async with bench() as at:
         await at.models.prepare("v1")
@@ -462,6 +558,8 @@ version_names = st.sampled_from(VERSIONS)
 steps = st.one_of(
     st.tuples(st.just("prepare"), version_names),
     st.tuples(st.just("prepare"), version_names),
+    st.tuples(st.just("demand"), version_names),
+    st.tuples(st.just("demand"), version_names),
     st.tuples(st.just("cancel"), version_names),
     st.tuples(st.just("evict"), version_names),
     st.tuples(st.just("use"), version_names),
@@ -497,6 +595,8 @@ async def play(sequence: list[tuple[str, Any]], max_versions: int) -> None:
             match name:
                 case "prepare":
                     calls.append(asyncio.create_task(at.models.prepare(argument)))
+                case "demand":
+                    calls.append(asyncio.create_task(at.models.demand(argument)))
                 case "cancel":
                     at.models.cancel(argument)
                 case "evict":
@@ -520,7 +620,7 @@ async def play(sequence: list[tuple[str, Any]], max_versions: int) -> None:
             assert not isinstance(answer, BaseException) or isinstance(answer, ServeAppError)
         at.clock.advance(GRACE_S)
         plan = await at.models.release()
-        assert len(at.resident()) <= max(max_versions, len(at.resident() & pinned))
+        assert len(at.resident()) <= max(max_versions, len(at.resident() & pinned) + 1)
         assert plan.versions_over == max(0, len(at.resident()) - max_versions)
         assert at.models.loading() == {}
         assert at.loader.most_of_one <= at.loader.most_at_once <= 1

@@ -119,6 +119,16 @@ async def test_version_that_no_replica_holds_any_more_cannot_be_forced(routed: R
         routed.router.target(FAMILY, "v2")
 
 
+async def test_named_version_is_found_for_as_long_as_a_replica_reports_it(routed: Routed) -> None:
+    assert routed.router.named(FAMILY, "v2") is None
+    routed.observe("v1", "v2")
+    target = routed.router.named(FAMILY, "v2")
+    assert target is not None
+    assert (target.version, target.reason) == ("v2", "named")
+    routed.observe("v1")
+    assert routed.router.named(FAMILY, "v2") is None
+
+
 async def test_replicas_that_do_not_report_change_nothing(routed: Routed) -> None:
     routed.observe("v1")
     routed.router.follow(table(1, "v1"))
@@ -176,8 +186,8 @@ class FlippingRouter(Routed):
         super().__init__()
         self.now_s = 100.0
         self.router = RequestRouter(
-            (FAMILY,), default_family=FAMILY, clients={(FAMILY, "cpu"): self.cpu}, limits=BatchLimits(10, 1 << 16, 10, 30.0),
-            now_s=lambda: self.now_s,
+            (FAMILY,), default_family=FAMILY, clients={(FAMILY, "cpu"): self.cpu},
+            limits=BatchLimits(10, 1 << 16, 10, 30.0), now_s=lambda: self.now_s,
         )  # fmt: skip
         self.observe("v1", "v2")
         self.router.follow(table(1, "v1"))

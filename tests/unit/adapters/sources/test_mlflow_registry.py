@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from sklearn.ensemble import RandomForestClassifier
@@ -82,6 +83,40 @@ def test_stage_is_followed_and_moved_back_without_a_warning(
         assert ref is not None
         assert (ref.version, ref.facts["stage"]) == (version, "Production")
         assert source.status().stage == "Production"
+
+
+@pytest.mark.parametrize(
+    ("selector", "chosen"),
+    [(Selector("alias", "champion"), "1"), (Selector("stage", "Production"), "2"), (Selector("newest"), "3")],
+    ids=str,
+)
+def test_selector_chooses_of_another_model_what_it_would_of_its_own(
+    mlflow_server: MlflowServer, settings: RegistrySettings, selector: Selector, chosen: str
+) -> None:
+    other = f"other of {selector}"
+    for content in (b"first", b"second", b"third"):
+        mlflow_server.register_files(other, files(content))
+    mlflow_server.set_alias(other, "1")
+    mlflow_server.set_stage(other, "2", "Production")
+    source = MlflowRegistrySource(replace(settings, selector=selector))
+    ref = source.chosen(other)
+    assert ref.version == f"{quote(other)}:{chosen}"
+    assert source.find(ref.version).fingerprint == ref.fingerprint == source.fetch(ref.version).digest
+    assert source.remembered() is None
+
+
+def test_model_of_which_nothing_is_chosen_is_told_and_the_registry_is_well(
+    mlflow_server: MlflowServer, settings: RegistrySettings
+) -> None:
+    mlflow_server.register_files("of no alias", files(b"first"))
+    mlflow_server.client.create_registered_model("without versions")
+    source = MlflowRegistrySource(settings)
+    for model in ("of no alias", "without versions", "not there"):
+        with pytest.raises(VersionNotFoundError, match=model):
+            source.chosen(model)
+    assert source.status().status != "error"
+    with pytest.raises(SourceError, match="connection refused"):
+        away(settings).chosen("of no alias")
 
 
 def test_newest_is_the_highest_number_that_is_ready(mlflow_server: MlflowServer, settings: RegistrySettings) -> None:

@@ -1,0 +1,133 @@
+"""The bodies of `POST /observations`: one record, a list, `{"records": […]}`, or a record a line (NDJSON).
+
+A record names its server (`server`, `server_name` or `entity`) and its time (`timestamp`, `time` or `at`: RFC 3339, or
+seconds since the epoch), and has its measurements under `metrics` (or `values`) or beside these; `units` is optional.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import orjson
+
+from serve_app.domain.errors import InvalidInputError, NotJsonError
+from serve_app.domain.signature import json_kind, shortened
+from serve_app.domain.windows import Record
+
+NDJSON_TYPES: Final = (b"application/x-ndjson", b"application/ndjson", b"application/jsonl")
+ENTITY_KEYS: Final = ("server", "server_name", "entity")
+TIME_KEYS: Final = ("timestamp", "time", "at")
+VALUES_KEYS: Final = ("metrics", "values")
+UNITS_KEY: Final = "units"
+MAX_ENTITY_CHARACTERS: Final = 256
+
+
+def read_records(body: bytes, content_type: bytes, metrics: Sequence[str], *, max_records: int) -> list[Record]:
+    """Read the records of a body; `metrics` are the names that may stand beside server and time.
+
+    Raises:
+        NotJsonError: The body, or a line of it, is no JSON document.
+        InvalidInputError: A record does not have the form, or there are too many.
+    """
+    kind = content_type.partition(b";")[0].strip().lower()
+    items = _lines(body) if kind in NDJSON_TYPES else _items(_parsed(body, "a body"))
+    if not items:
+        raise InvalidInputError("expected at least one record, got none")
+    if len(items) > max_records:
+        raise InvalidInputError(f"expected at most {max_records} records in a request, got {len(items)}")
+    known = frozenset(metrics)
+    return [_record(item, f"record {i}", known) for i, item in enumerate(items)]
+
+
+def _lines(body: bytes) -> list[Any]:
+    return [_parsed(line, f"line {i}") for i, line in enumerate(body.splitlines()) if line.strip()]
+
+
+def _parsed(text: bytes, what: str) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise NotJsonError(f"{what}: expected JSON, got {len(text)} bytes that are none: {error}") from None
+
+
+def _items(document: Any) -> list[Any]:
+    if isinstance(document, dict) and "records" in document:
+        if len(document) > 1:
+            other = next(key for key in document if key != "records")
+            raise InvalidInputError(f"expected 'records' alone, got {shortened(other)} beside it")
+        document = document["records"]
+    elif isinstance(document, dict):
+        return [document]
+    if not isinstance(document, list):
+        raise InvalidInputError(f"expected a record or a list of records, got {json_kind(document)}")
+    return document
+
+
+def _record(item: Any, where: str, known: frozenset[str]) -> Record:
+    if not isinstance(item, dict):
+        raise InvalidInputError(f"{where}: expected an object, got {json_kind(item)}")
+    entity = _one(item, ENTITY_KEYS, where)
+    if not isinstance(entity, str) or not 0 < len(entity) <= MAX_ENTITY_CHARACTERS or not entity.isprintable():
+        expected = f"{where}: expected a server's name of 1 to {MAX_ENTITY_CHARACTERS} printable characters"
+        raise InvalidInputError(f"{expected}, got {json_kind(entity)}")
+    at_s = _time(_one(item, TIME_KEYS, where), where)
+    values = _values(item, where, known)
+    units = item.get(UNITS_KEY)
+    if units is not None and not (isinstance(units, dict) and all(isinstance(unit, str) for unit in units.values())):
+        raise InvalidInputError(f"{where}: 'units': expected an object of strings, got {json_kind(units)}")
+    return Record(entity, at_s, values, units)
+
+
+def _one(item: Mapping[str, Any], keys: Sequence[str], where: str) -> Any:
+    given = [key for key in keys if key in item]
+    if len(given) != 1:
+        found = " and ".join(repr(key) for key in given) or "none of them"
+        raise InvalidInputError(f"{where}: expected one of {', '.join(keys)}, got {found}")
+    return item[given[0]]
+
+
+def _time(value: Any, where: str) -> float:
+    """Return seconds since the epoch; a time without a zone is UTC."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and _is_usable(value):
+        return float(value)
+    if isinstance(value, str):
+        try:
+            moment = datetime.fromisoformat(value)
+            return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        except (ValueError, OverflowError):
+            pass
+    expected = f"{where}: expected a time as RFC 3339 or as seconds since the epoch"
+    raise InvalidInputError(f"{expected}, got {json_kind(value)}")
+
+
+def _is_usable(value: float) -> bool:
+    """Say whether a number of seconds lies in the years that dates have."""
+    try:
+        return math.isfinite(value) and 0 <= value < 253_402_300_800
+    except OverflowError:
+        return False
+
+
+def _values(item: Mapping[str, Any], where: str, known: frozenset[str]) -> dict[str, float]:
+    nested = [key for key in VALUES_KEYS if key in item]
+    read: Callable[[str], Any]
+    if nested:
+        inside = _one(item, VALUES_KEYS, where)
+        if not isinstance(inside, dict):
+            raise InvalidInputError(f"{where}: {nested[0]!r}: expected an object, got {json_kind(inside)}")
+        names, read = list(inside), inside.__getitem__
+    else:
+        names, read = [name for name in item if name in known], item.__getitem__
+    if not names:
+        raise InvalidInputError(f"{where}: expected at least one of {', '.join(sorted(known))}, got none")
+    values: dict[str, float] = {}
+    for name in names:
+        value = read(name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise InvalidInputError(f"{where}, {shortened(name)}: expected a number, got {json_kind(value)}")
+        try:
+            values[name] = float(value)
+        except OverflowError:
+            raise InvalidInputError(f"{where}, {shortened(name)}: expected a number within float64") from None
+    return values
