@@ -43,9 +43,7 @@ class Fate(StrEnum):
         return self in _REFUSED
 
 
-_REFUSED = frozenset(
-    {Fate.FROM_THE_FUTURE, Fate.WRONG_UNIT, Fate.OUT_OF_RANGE, Fate.UNKNOWN_METRIC, Fate.NOT_A_NUMBER}
-)
+_REFUSED = frozenset({Fate.FROM_THE_FUTURE, Fate.WRONG_UNIT, Fate.OUT_OF_RANGE, Fate.UNKNOWN_METRIC, Fate.NOT_A_NUMBER})
 
 
 @dataclass(frozen=True, slots=True)

@@ -196,12 +196,13 @@ def register(
 
 
 def register_copies(mlflow: MlflowServer, name: str, count: int) -> list[str]:
-    """Register the files of the newest version `count` times more: versions of their own, each copied for itself."""
+    """Register the files of the champion `count` times more: versions of their own, each copied for itself."""
     client = mlflow.client
-    newest = max(client.search_model_versions(f"name='{name}'"), key=lambda version: int(version.version))
-    model_id = newest.source.removeprefix("models:/")
+    champion = client.get_model_version_by_alias(name, "champion")
+    model_id = champion.source.removeprefix("models:/")
     made = [
-        client.create_model_version(name, newest.source, run_id=newest.run_id, model_id=model_id) for _ in range(count)
+        client.create_model_version(name, champion.source, run_id=champion.run_id, model_id=model_id)
+        for _ in range(count)
     ]
     return [str(version.version) for version in made]
 

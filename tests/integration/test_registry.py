@@ -408,7 +408,7 @@ def await_answer(http: httpx.Client, process: subprocess.Popen[bytes], log: Path
         except httpx.TransportError:
             return False
 
-    await_that(is_up, timeout_s=90)
+    await_that(is_up, timeout_s=180)  # half a minute on a machine with nothing else to do
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
