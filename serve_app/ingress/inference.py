@@ -333,7 +333,7 @@ def _asked(scope: Scope) -> _Asked:
             correlation_id = value
         elif name == b"x-model-version":
             asked.forced_version = value.decode("latin-1")
-    asked.request_id = asked.request_id or correlation_id
+    asked.request_id = correlation_id or asked.request_id  # HAProxy gives an X-Request-ID to who sends none
     return asked
 
 

@@ -247,9 +247,9 @@ async def test_request_id_is_echoed(name: str, body: bytes) -> None:
     assert answer.headers["x-prediction-id"] != "abc-123"
 
 
-async def test_request_id_goes_before_correlation_id() -> None:
-    answer = await Server().post(GOOD, headers={"x-correlation-id": "second", "x-request-id": "first"})
-    assert answer.headers["x-request-id"] == "first"
+async def test_correlation_id_goes_before_a_request_id_that_a_proxy_may_have_made() -> None:
+    answer = await Server().post(GOOD, headers={"x-correlation-id": "client's", "x-request-id": "proxy's"})
+    assert answer.headers["x-request-id"] == "client's"
 
 
 async def asgi(
