@@ -32,19 +32,21 @@ def two_of_each(server: Server) -> Iterator[None]:
     iris.await_settled(server, 1)
 
 
-def kill(server: Server, title: str) -> psutil.Process:
-    """Kill one process of the instance by its title, and return it."""
-    process = iris.processes_of(server, title)[0]
-    process.kill()
-    return process
+def kill(server: Server, title: str) -> frozenset[int]:
+    """Kill the newest process with a title, and return the pids of all that had it.
+
+    The newest, for a HAProxy that was replaced at a change of its configuration lives on until its connections end.
+    """
+    found = iris.processes_of(server, title)
+    max(found, key=psutil.Process.create_time).kill()
+    return frozenset(process.pid for process in found)
 
 
-def await_another(server: Server, title: str, killed: psutil.Process) -> None:
-    """Wait until a process that is younger than the killed one has taken its place."""
-    killed_s = time.time()
+def await_another(server: Server, title: str, known: frozenset[int]) -> None:
+    """Wait until a process has the title that did not have it; it may be older, a worker that Ray kept for this."""
 
     def is_replaced() -> bool:
-        return any(process.create_time() > killed_s for process in iris.processes_of(server, title))
+        return any(process.pid not in known for process in iris.processes_of(server, title))
 
     await_that(is_replaced, timeout_s=BACK_TIMEOUT_S)
 
