@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from serve_app.adapters.bundle_reader import read_manifest_bytes, resolved
+from serve_app.adapters.durable_files import sync_directory, write_durably
 from serve_app.domain.errors import BundleError
 from serve_app.domain.manifest import MANIFEST_NAME, Manifest, Sidecar
 from serve_app.domain.versions import CURRENT, problem_with_version, version_at
@@ -32,10 +33,10 @@ def write_bundle(root: Path, manifest: Manifest, files: Mapping[str, bytes]) -> 
     try:
         work.chmod(0o755)  # mkdtemp makes it private; the server may run as somebody else
         for path in sorted(files):
-            _write_durably(work / path, files[path])
-        _write_durably(work / MANIFEST_NAME, manifest.to_bytes())
+            write_durably(work / path, files[path])
+        write_durably(work / MANIFEST_NAME, manifest.to_bytes())
         for directory, _, _ in os.walk(work, topdown=False):
-            _sync_directory(Path(directory))
+            sync_directory(Path(directory))
         _refuse_existing(target)
         try:
             work.rename(target)
@@ -44,7 +45,7 @@ def write_bundle(root: Path, manifest: Manifest, files: Mapping[str, bytes]) -> 
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
-    _sync_directory(root)
+    sync_directory(root)
     return target
 
 
@@ -67,7 +68,7 @@ def set_current(root: Path, version: str) -> None:
         fresh.symlink_to(version, target_is_directory=True)
         # The link is relative to where it will stand, so it points nowhere until it is moved there.
         fresh.replace(link)
-        _sync_directory(root)
+        sync_directory(root)
     finally:
         shutil.rmtree(holder, ignore_errors=True)
 
@@ -112,11 +113,11 @@ def write_manifest(base_dir: Path, manifest: Manifest, *, manifest_name: str = M
     target = base_dir / manifest_name
     work = base_dir / f".{manifest_name}.{os.getpid()}.tmp"
     try:
-        _write_durably(work, manifest.to_bytes())
+        write_durably(work, manifest.to_bytes())
         work.replace(target)
     finally:
         work.unlink(missing_ok=True)
-    _sync_directory(base_dir)
+    sync_directory(base_dir)
     return target
 
 
@@ -154,19 +155,3 @@ def _sidecar_of(root: Path, manifest_name: str) -> Sidecar | None:
 def _digest_of(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _write_durably(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

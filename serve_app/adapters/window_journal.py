@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from serve_app.adapters.durable_files import sync_directory, write_durably
 from serve_app.domain.errors import StoreError
 from serve_app.domain.windows import Record, WindowRules
 from serve_app.usecases.keep_windows import TableImage, WindowTable
@@ -101,7 +102,10 @@ class WindowJournal:
         number = self._number + 1
         try:
             self._append_to(number)
-            _write_durably(self._image(number), _packed(image, self._rules))
+            staged = self._image(number).with_suffix(".staged")
+            write_durably(staged, _packed(image, self._rules))
+            staged.replace(self._image(number))
+            sync_directory(self._directory)
         except OSError as error:
             log.error("image of windows not written", reason=str(error), directory=str(self._directory))
             raise StoreError(f"an image cannot be written to {self._directory}: {error.strerror}") from error
@@ -143,7 +147,7 @@ class WindowJournal:
         self.close()
         self._file, self._number = descriptor, number
         self.journal_bytes = os.fstat(descriptor).st_size
-        _sync_directory(self._directory)
+        sync_directory(self._directory)
 
     def _undo(self, error: OSError) -> None:
         assert self._file is not None
@@ -191,21 +195,3 @@ def _unpacked(path: Path, rules: WindowRules) -> TableImage:
             times=np.asarray(file.get_tensor("times"), np.float64),
             newest_step=np.asarray(file.get_tensor("newest_step"), np.int64),
         )
-
-
-def _write_durably(path: Path, content: bytes) -> None:
-    staged = path.with_suffix(".staged")
-    with staged.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    staged.replace(path)
-    _sync_directory(path.parent)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -42,58 +42,18 @@ class Reconciler:
         set_up_logging(config.logging.level, deployment=context.deployment, replica=self._id)
         self._tick_s = config.reconciler.tick_s
         self._metrics = ReloadMetrics(config.families)
-        clock = SystemClock()
-        fleet, gateways = HandleFleet(pools), HandleGateways(context.app_name)
+        self._clock = SystemClock()
+        self._fleet, self._gateways = HandleFleet(pools), HandleGateways(context.app_name)
         self._trial = SubprocessTrial({name: _trial_settings(config, name) for name in config.families})
         self._keeper = StateKeeper(SqlStateStore(config.store_url))
-        families = {
-            name: ControlledFamily(
-                source=source,
-                follower=SourceFollower(
-                    name,
-                    source,
-                    FollowRule(family.reload.mode, family.reload.interval_s),
-                    fleet=fleet,
-                    clock=clock,
-                    meter=self._metrics,
-                ),
-                reloader=ModelReloader(
-                    name,
-                    policy,
-                    keeper=self._keeper,
-                    fleet=fleet,
-                    gateways=gateways,
-                    trial=self._trial,
-                    clock=clock,
-                    meter=self._metrics,
-                ),
-                demands=VersionDemands(
-                    name,
-                    family.source.naming,
-                    source=source,
-                    fleet=fleet,
-                    trial=self._trial,
-                    policy=policy,
-                    clock=clock,
-                    meter=self._metrics,
-                    remember_s=family.reload.interval_s,
-                )
-                if isinstance(family.source, RegistryConfig)
-                else None,
-            )
-            for name, family in config.families.items()
-            for source in [make_source(config.source(name), family=name, models_type=family.models_type)]
-            for policy in [
-                ReloadPolicy(TrialLimits(family.trial.timeout_s, family.trial.memory_bytes), family.load_timeout_s)
-            ]
-        }
+        families = {name: self._controlled(config, name) for name in config.families}
         self._control = VersionControl(
             families,
             owner=f"{config.reconciler.cluster}:{context.app_name}",
             keeper=self._keeper,
-            fleet=fleet,
-            gateways=gateways,
-            clock=clock,
+            fleet=self._fleet,
+            gateways=self._gateways,
+            clock=self._clock,
             meter=self._metrics,
         )
         self._warming = asyncio.create_task(self._warm_up())
@@ -105,6 +65,30 @@ class Reconciler:
             for name, family in config.families.items()
             if isinstance(family.source, RegistryConfig) and (demands := families[name].demands) is not None
         ]
+
+    def _controlled(self, config: AppConfig, name: str) -> ControlledFamily:
+        """Put together what controls one family."""
+        family = config.families[name]
+        source = make_source(config.source(name), family=name, models_type=family.models_type)
+        rule = FollowRule(family.reload.mode, family.reload.interval_s)
+        policy = ReloadPolicy(TrialLimits(family.trial.timeout_s, family.trial.memory_bytes), family.load_timeout_s)
+        demands = None
+        if isinstance(family.source, RegistryConfig):
+            demands = VersionDemands(
+                name, family.source.naming, source=source, fleet=self._fleet, trial=self._trial, policy=policy,
+                clock=self._clock, meter=self._metrics, remember_s=family.reload.interval_s,
+            )  # fmt: skip
+        return ControlledFamily(
+            source=source,
+            follower=SourceFollower(
+                name, source, rule, fleet=self._fleet, clock=self._clock, meter=self._metrics
+            ),
+            reloader=ModelReloader(
+                name, policy, keeper=self._keeper, fleet=self._fleet, gateways=self._gateways, trial=self._trial,
+                clock=self._clock, meter=self._metrics,
+            ),
+            demands=demands,
+        )  # fmt: skip
 
     async def _warm_up(self) -> None:
         """Have a trial worker ready before the first reload; it takes seconds to import what loaders need."""

@@ -7,7 +7,6 @@ it when others are used more. Demands go on at the same time, one for each versi
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import structlog
 
@@ -26,6 +25,7 @@ from serve_app.domain.following import retry_delay_s
 from serve_app.domain.naming import Named, NamingRule
 from serve_app.domain.reload import VersionRef
 from serve_app.domain.status import ReplicaStatus
+from serve_app.usecases.forget_oldest import forget_oldest
 from serve_app.usecases.ports import BundleRef, BundleSource, Clock, DemandMeter, DemandResult, Fleet, Trial
 from serve_app.usecases.reload_model import ReloadPolicy
 
@@ -215,7 +215,7 @@ class VersionDemands:
             is_new = await self._bring(ref)
         self._chosen.pop(model, None)
         self._chosen[model] = _Chosen(ref, now_s, now_s + self._remember_s)
-        _forget_oldest(self._chosen)
+        forget_oldest(self._chosen, most=MAX_REMEMBERED)
         return ref, is_new
 
     async def _ask(self, question: Callable[[str], BundleRef], name: str) -> VersionRef:
@@ -303,22 +303,17 @@ class VersionDemands:
     def _refuse(self, ref: VersionRef, reason: str, memory_s: float) -> RefusedVersionError:
         self._refused.pop(ref.digest, None)
         self._refused[ref.digest] = _Refusal(reason, self._clock.monotonic_s() + memory_s)
-        _forget_oldest(self._refused)
+        forget_oldest(self._refused, most=MAX_REMEMBERED)
         log.error("demanded version refused", family=self._family, version=ref.version, reason=reason)
         return RefusedVersionError(f"version {ref.version!r} of {self._family!r} is refused: {reason}")
 
     def _remember_passed(self, ref: VersionRef) -> None:
         self._passed.pop(ref.version, None)
         self._passed[ref.version] = ref
-        _forget_oldest(self._passed)
+        forget_oldest(self._passed, most=MAX_REMEMBERED)
 
 
 def _lacks(status: ReplicaStatus, ref: VersionRef) -> bool:
     return not (
         status.holds_bundle(ref.version, ref.digest) or ref.version in status.loading or ref.digest in status.failed
     )
-
-
-def _forget_oldest(remembered: dict[str, Any]) -> None:
-    while len(remembered) > MAX_REMEMBERED:
-        del remembered[next(iter(remembered))]

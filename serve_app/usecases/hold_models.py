@@ -18,6 +18,7 @@ from serve_app.domain.errors import BundleError, ReloadError, ServeAppError
 from serve_app.domain.model_slot import STAGES, Slot, SlotState
 from serve_app.domain.residency import EvictionPlan, Resident, evictions
 from serve_app.domain.status import LoadedVersion
+from serve_app.usecases.forget_oldest import forget_oldest
 from serve_app.usecases.load_model import LoadedModel, LoadPolicy, load_model, wrong_digest
 from serve_app.usecases.ports import BundleSource, Clock, Loader
 
@@ -361,8 +362,7 @@ class ResidentModels:
     def _note_failure(self, digest: str, reason: str) -> None:
         self._failed.pop(digest, None)
         self._failed[digest] = reason
-        while len(self._failed) > KEPT_ENDED_SLOTS:
-            del self._failed[next(iter(self._failed))]
+        forget_oldest(self._failed, most=KEPT_ENDED_SLOTS)
 
     def _plan(self, pinned: Collection[str]) -> EvictionPlan:
         residents = [

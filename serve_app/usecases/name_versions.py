@@ -9,7 +9,6 @@ import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import structlog
 
@@ -21,6 +20,7 @@ from serve_app.domain.errors import (
     UnavailableError,
 )
 from serve_app.domain.naming import Named, NamingRule
+from serve_app.usecases.forget_oldest import forget_oldest
 from serve_app.usecases.ports import Clock, ControlPlane
 from serve_app.usecases.route_request import RequestRouter, Target
 
@@ -189,7 +189,7 @@ class NamedVersions:
             if named.version is None and isinstance(error, NotOfferedError):
                 self._chosen.pop(key, None)  # its alias is gone, or the model is
             self._refusals[family, named] = error, self._clock.monotonic_s() + REFUSAL_MEMORY_S
-            _forget_oldest(self._refusals)
+            forget_oldest(self._refusals, most=MAX_REMEMBERED)
             raise
         except ServeAppError as error:
             if renew:
@@ -198,10 +198,5 @@ class NamedVersions:
         await self._refresh(family)
         if named.version is None:
             self._chosen[key] = _Chosen(ref.version, self._clock.monotonic_s() + settings.renew_s)
-            _forget_oldest(self._chosen)
+            forget_oldest(self._chosen, most=MAX_REMEMBERED)
         return ref.version
-
-
-def _forget_oldest(remembered: dict[Any, Any]) -> None:
-    while len(remembered) > MAX_REMEMBERED:
-        del remembered[next(iter(remembered))]

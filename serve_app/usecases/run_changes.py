@@ -11,6 +11,7 @@ from serve_app.domain import reload
 from serve_app.domain.errors import ReloadError, ServeAppError, StoreError
 from serve_app.domain.following import RETRY_DELAYS_S
 from serve_app.domain.reload import AuditEntry, Change, FamilyRecord, Operation, Outcome, Phase, VersionRef
+from serve_app.usecases.forget_oldest import forget_oldest
 from serve_app.usecases.keep_state import StateKeeper
 from serve_app.usecases.ports import Clock, ReloadMeter
 from serve_app.usecases.reload_model import ModelReloader, audit_entry
@@ -186,8 +187,7 @@ class ChangeRuns:
         else:
             self.troubles.pop(family, None)
         self._ended[run.operation.operation_id] = run.operation
-        while len(self._ended) > KEPT_OPERATIONS:
-            del self._ended[next(iter(self._ended))]
+        forget_oldest(self._ended, most=KEPT_OPERATIONS)
         del self._runs[family]
         self._meter.count_reload(family, outcome)
         run.done.set()

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
+from serve_app.adapters.durable_files import sync_directory
 from serve_app.domain.errors import SourceError
 
 _LONGEST_NAME = 180
@@ -50,15 +51,6 @@ def synced_digest(path: Path) -> str:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
         os.fsync(stream.fileno())
     return digest
-
-
-def sync_directory(directory: Path) -> None:
-    """Flush the names in a directory to the disk."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def size_of(directory: Path) -> int:

@@ -22,13 +22,13 @@ import structlog
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from serve_app.adapters.bundle_reader import read_bundle, read_manifest_bytes
+from serve_app.adapters.durable_files import sync_directory
 from serve_app.adapters.sources.copied_files import (
     entries,
     leftover_versions,
     path_part,
     remove_leftovers,
     size_of,
-    sync_directory,
     synced_digest,
     synced_digests,
 )
