@@ -196,12 +196,12 @@ def register(
 
 
 def register_copies(mlflow: MlflowServer, name: str, count: int) -> list[str]:
-    """Register the files of the champion `count` times more: versions of their own, each copied for itself."""
+    """Register the files of version 1 `count` times more: versions of their own, each copied for itself."""
     client = mlflow.client
-    champion = client.get_model_version_by_alias(name, "champion")
-    model_id = champion.source.removeprefix("models:/")
+    first = client.get_model_version(name, "1")
+    model_id = first.source.removeprefix("models:/")
     made = [
-        client.create_model_version(name, champion.source, run_id=champion.run_id, model_id=model_id)
+        client.create_model_version(name, first.source, run_id=first.run_id, model_id=model_id)
         for _ in range(count)
     ]
     return [str(version.version) for version in made]
