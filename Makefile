@@ -14,7 +14,7 @@ INSTALLED := $(VENV)/.installed
 TORCH     := $(shell grep '^torch==' constraints.txt)
 PIP       := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help up down test lint format bench bench-reload venv chaos
+.PHONY: help up down test lint format bench bench-reload simulate venv chaos
 
 help: ## Print this list
 	@echo "Targets:"
@@ -62,6 +62,10 @@ bench: venv ## Measure this server against its peers; writes docs/benchmarks.md
 bench-reload: venv ## Measure what clients notice of changes and kills; writes docs/reload.md
 	@echo "==> reload benchmark"
 	@$(BIN)/python -m tests.benchmarks.reload
+
+simulate: venv ## Simulate rollouts, how often their verdicts err; writes docs/statistics.md
+	@echo "==> simulated rollouts (some minutes)"
+	@$(BIN)/python -m tests.simulations.rollouts
 
 venv: $(INSTALLED)
 

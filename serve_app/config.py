@@ -7,35 +7,24 @@ of a deployment (`ReplicaUserConfig`). Every model is frozen and refuses keys th
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
+from serve_app.config_limits import LimitsConfig
+from serve_app.config_part import Name
+from serve_app.config_part import Part as _Part
+from serve_app.config_pools import PoolConfig, ResidencyConfig
+from serve_app.config_retrain import RetrainConfig
+from serve_app.config_windows import WindowsConfig
 from serve_app.domain.access import Scope, Token, TokenSet, scopes_of
 from serve_app.domain.errors import ConfigError, nearest
 from serve_app.domain.following import ReloadMode
 from serve_app.domain.naming import Named, NamingRule, parse_named
 from serve_app.domain.validation import problems_of
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
-
 DEFAULT_ALIAS = "champion"
 _DIRECTORY = "local_directory"
 RELOAD_TOKEN_NAME = "reload-token"  # noqa: S105  # what the audit log shows for it
 ADMIN_TOKEN_NAME = "admin-api-token"  # noqa: S105  # as above
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class PoolConfig(_Part):
-    """One deployment of a family: replicas on one kind of hardware, named `<family>-<name>`."""
-
-    name: Name = "cpu"
-    num_replicas: Annotated[int, Field(ge=1, description="replicas; 1, since on 2 cores one gave more than two")] = 1
-    num_cpus: Annotated[
-        float, Field(ge=0, description="CPUs that Ray reserves for a replica; 0.5 packs a small node")
-    ] = 0.5
-    num_gpus: Annotated[float, Field(ge=0, description="GPUs (may be a fraction) reserved for a replica")] = 0.0
 
 
 class DirectoryConfig(_Part):
@@ -168,13 +157,6 @@ class TrialConfig(_Part):
     ] = 2 << 30
 
 
-class ResidencyConfig(_Part):
-    """How many versions stay in a replica's memory. Active, last good and candidate never count as surplus."""
-
-    max_versions: Annotated[int, Field(ge=1, description="versions (S4: MODEL_CACHE_SIZE)")] = 5
-    max_bytes: Annotated[int | None, Field(gt=0, description="bytes of artifacts; none: only versions count")] = None
-
-
 class FamilyConfig(_Part):
     """Models with one signature and one purpose."""
 
@@ -183,6 +165,12 @@ class FamilyConfig(_Part):
     source: SourceConfig
     pools: Annotated[tuple[PoolConfig, ...], Field(min_length=1)] = (PoolConfig(),)
     required: Annotated[bool, Field(description="whether /ready waits for this family")] = True
+    windows: Annotated[
+        WindowsConfig | None, Field(description="rolling windows of a temporal family; none: rows come with requests")
+    ] = None
+    retrain: Annotated[
+        RetrainConfig | None, Field(description="train anew when enough was observed; none: somebody else does")
+    ] = None
     reload: ReloadConfig = ReloadConfig()
     trial: TrialConfig = TrialConfig()
     residency: ResidencyConfig = ResidencyConfig()
@@ -197,27 +185,14 @@ class FamilyConfig(_Part):
             raise ValueError(f"pool names must differ, found {', '.join(names)}")
         return self
 
-
-class LimitsConfig(_Part):
-    """Bounds that keep one client from hurting the others. A request above one is refused at once, never truncated."""
-
-    max_body_bytes: Annotated[
-        int, Field(gt=0, description="4 MiB: thousands of rows, far below a replica's memory")
-    ] = 4 << 20
-    max_rows_per_request: Annotated[
-        int, Field(gt=0, description="rows in one request; 4096 predict in well under 1 s")
-    ] = 4096
-    max_batch_rows: Annotated[
-        int, Field(gt=0, description="rows in one call to a replica; 1024 keeps a call short")
-    ] = 1024
-    max_batch_bytes: Annotated[int, Field(gt=0, description="bytes of rows in one call to a replica")] = 8 << 20
-    max_inflight_calls: Annotated[
-        int, Field(gt=0, description="calls out at once to one replica; 2 keeps it busy while an answer travels")
-    ] = 2
-    max_queued_requests: Annotated[
-        int, Field(gt=0, description="requests that wait per family; above: 503 at once")
-    ] = 2000
-    request_timeout_s: Annotated[float, Field(gt=0, description="longest wait for an answer, in seconds")] = 30.0
+    @model_validator(mode="after")
+    def _can_be_retrained(self) -> "FamilyConfig":
+        if self.retrain is not None:
+            if self.windows is None:
+                raise ValueError("retrain: expected windows, whose records are counted")
+            if not self.retrain.command and (self.windows.archive is None or self.source.kind != _DIRECTORY):
+                raise ValueError("retrain: expected windows.archive and a source in a directory, or a command")
+        return self
 
 
 class MlflowModelsConfig(_Part):
@@ -438,6 +413,16 @@ class AppConfig(_Part):
             return source.model_copy(update={"root": str(Path(self.state_dir, source.root))})
         cache_dir = Path(self.state_dir, source.cache_dir or f"mlflow/{family}")
         return source.model_copy(update={"cache_dir": str(cache_dir)})
+
+    def windows(self, family: str) -> WindowsConfig | None:
+        """What is kept for a temporal family; its directories lie under the state directory or are absolute."""
+        windows = self.families[family].windows
+        return None if windows is None else windows.under(self.state_dir, family)
+
+    @property
+    def temporal_families(self) -> tuple[str, ...]:
+        """Names of the families that have windows."""
+        return tuple(name for name, family in self.families.items() if family.windows is not None)
 
 
 class ReplicaUserConfig(_Part):

@@ -23,10 +23,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from serve_app.adapters.loaders.tft.calendar import known_features
 from serve_app.adapters.loaders.tft.forecaster import TftForecaster
 from serve_app.adapters.loaders.tft.server_mapping import UNKNOWN, ServerMapping
 from serve_app.adapters.loaders.tft.tft_config import TftConfig
-from serve_app.adapters.loaders.tft.windows import known_features
 from training.datasets import DatasetError
 from training.fleet_data import Fleet
 

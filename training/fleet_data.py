@@ -69,28 +69,45 @@ def read_fleet(path: Path, *, step_s: int = STEP_S) -> Fleet:
     except (OSError, EOFError, ValueError) as error:
         raise DatasetError(f"expected a CSV file at {path}, got: {error}") from error
     try:
-        names, servers, times_s, table = _records(csv.reader(io.StringIO(text, newline=""), strict=True))
+        names, servers, times_s, table = records_of(csv.reader(io.StringIO(text, newline=""), strict=True))
     except (DatasetError, csv.Error) as error:
         raise DatasetError(f"{path.name}: {error}") from error
-    steps = np.floor(times_s / step_s).astype(np.int64)
-    first, n_steps = int(steps.min()), int(steps.max() - steps.min()) + 1
-    if n_steps > MAX_STEPS:
-        raise DatasetError(f"{path.name}: expected at most {MAX_STEPS} steps of {step_s} s, got a span of {n_steps}")
-    known = tuple(sorted(set(servers)))
-    numbers = {server: number for number, server in enumerate(known)}
-    cells = (np.array([numbers[server] for server in servers]), steps - first)
-    values = _averaged(cells, table, (len(known), n_steps, len(names)))
+    known, start_s, cells, shape = on_grid(servers, times_s, len(names), step_s, where=path.name)
+    values = _averaged(cells, table, shape)
     return Fleet(
         servers=known,
-        metrics=tuple(_metric(name, table[:, column]) for column, name in enumerate(names)),
+        metrics=tuple(metric_of(name, table[:, column]) for column, name in enumerate(names)),
         step_s=step_s,
-        start_s=float(first * step_s),
+        start_s=start_s,
         values=values,
         facts={"kind": "csv", "file": path.name, "sha256": hashlib.sha256(raw).hexdigest(), "records": len(table)},
     )
 
 
-def _records(lines: Any) -> tuple[list[str], list[str], NDArray[np.float64], NDArray[np.float64]]:
+def on_grid(
+    servers: Sequence[str], times_s: NDArray[np.float64], n_metrics: int, step_s: int, *, where: str
+) -> tuple[tuple[str, ...], float, tuple[NDArray[np.int64], NDArray[np.int64]], tuple[int, int, int]]:
+    """Lay records on the grid of a fleet: its servers, its first time, the cell of each record, and its shape.
+
+    Raises:
+        DatasetError: Their times are too far apart; the message begins with `where` they were found.
+    """
+    steps = np.floor(times_s / step_s).astype(np.int64)
+    first, n_steps = int(steps.min()), int(steps.max() - steps.min()) + 1
+    if n_steps > MAX_STEPS:
+        raise DatasetError(f"{where}: expected at most {MAX_STEPS} steps of {step_s} s, got a span of {n_steps}")
+    known = tuple(sorted(set(servers)))
+    numbers = {server: number for number, server in enumerate(known)}
+    cells = (np.array([numbers[server] for server in servers]), steps - first)
+    return known, float(first * step_s), cells, (len(known), n_steps, n_metrics)
+
+
+def records_of(lines: Any) -> tuple[list[str], list[str], NDArray[np.float64], NDArray[np.float64]]:
+    """Read the lines of a long CSV: names of its metrics, and of each record server, time and values (n, n_metrics).
+
+    Raises:
+        DatasetError: With the line that is wrong.
+    """
     header: list[str] = next(lines, [])
     names = [name for name in header if name not in ("server", "timestamp")]
     if len(set(header)) < len(header) or len(header) - len(names) != 2 or not names:
@@ -149,7 +166,7 @@ def _averaged(
     return means
 
 
-def _metric(name: str, values: NDArray[np.float64]) -> Metric:
+def metric_of(name: str, values: NDArray[np.float64]) -> Metric:
     """Describe a column by its name and its range: shares end in `_percent`, rates are never negative."""
     if np.isnan(values).all():
         raise DatasetError(f"expected at least one value of {name}, got none")

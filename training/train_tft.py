@@ -1,13 +1,16 @@
 """Train the forecaster of a fleet, a Temporal Fusion Transformer, and publish it as a bundle.
 
     python -m training.train_tft [--out ROOT] [--csv LONG.csv | --servers 20 --days 28] [--seed 0] [--resume]
+    python -m training.train_tft --observations .serve-app/archive/tft
+    python -m training.train_tft --seed 20261121 --report docs
 
-The data are a simulated fleet (`training/fleet_simulator.py`), or any long CSV with the columns `server`, `timestamp`
-and metrics. The last fifth of the time is looked at once, to report how the forecaster does beside persistence and the
-day before; so are the few servers that it never saw.
+The data are a simulated fleet (`training/fleet_simulator.py`), the archive of what a server has observed, or any long
+CSV with the columns `server`, `timestamp` and metrics. The last fifth of the time is looked at once, to report how the
+forecaster does beside persistence and the day before; so are the few servers that it never saw.
 """
 
 import platform
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -27,14 +30,16 @@ from serve_app.adapters.loaders.tft.predictor import TftPredictor
 from serve_app.adapters.loaders.tft.tft_config import TftConfig
 from serve_app.adapters.loaders.tft.torch_loader import CONFIG, SERVERS, WEIGHTS
 from serve_app.adapters.loaders.tft.weights import weights_bytes
-from serve_app.adapters.loaders.tft.windows import pack_rows
 from serve_app.domain.errors import ServeAppError
 from serve_app.domain.manifest import Golden, Manifest
 from serve_app.domain.versions import problem_with_version
+from serve_app.usecases.window_rows import pack_rows
 from training.fit_tft import Epoch, Fitted, Plan, Split, Windows, fit
-from training.fleet_data import Fleet, read_fleet
+from training.fleet_data import STEP_S, Fleet, read_fleet
 from training.fleet_simulator import recorded_shocks, simulate
 from training.publish import is_published
+from training.quality_report import quality_document, write_quality
+from training.read_archive import read_archive
 from training.tft_report import TftReport, judge, report_table
 
 FAMILY = "tft"
@@ -77,7 +82,8 @@ def golden_document(fitted: Fitted, fleet: Fleet, first: int) -> dict[str, Any]:
         [windows.cut(end[None], place.reshape(1, 1))[0] for end, place in zip(ends, places, strict=True)]
     )
     names = [*(fleet.servers[place] for place in places[:-1]), "a server that nobody knows"]
-    rows = pack_rows(config, np.nan_to_num(pasts), windows.end_times_s(ends), names)
+    shape = config.temporal(len(fitted.mapping.servers))
+    rows = pack_rows(shape, np.nan_to_num(pasts), windows.end_times_s(ends), names)
     outputs = TftPredictor(fitted.forecaster, fitted.mapping, artifact_bytes=0).predict(rows)
     return {"inputs": rows.tolist(), "outputs": outputs.tolist()}
 
@@ -158,6 +164,10 @@ def main(
     csv_path: Annotated[
         Path | None, typer.Option("--csv", help="Long CSV: server, timestamp, metrics. Default: a simulated fleet.")
     ] = None,
+    observations: Annotated[
+        Path | None, typer.Option(help="Archive of what a server has observed: <state-dir>/archive/<family>.")
+    ] = None,
+    step_seconds: Annotated[int, typer.Option(min=1, help="Of a step, where data are read.")] = STEP_S,
     servers: Annotated[int, typer.Option(min=1, help="Servers to simulate.")] = 20,
     days: Annotated[int, typer.Option(min=1, help="Days to simulate.")] = 28,
     seed: Annotated[int, typer.Option(min=0, help="Of the simulation and the training.")] = 0,
@@ -174,6 +184,9 @@ def main(
         bool, typer.Option("--if-missing", help="Do nothing if the root has a current bundle.")
     ] = False,
     model_version: Annotated[str | None, typer.Option(help="Name of the version; default: the time, in UTC.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Directory to write forecast-quality.md and .json to; default: none.")
+    ] = None,
     current: Annotated[
         bool, typer.Option("--current/--no-current", help="Make the new version the current one.")
     ] = True,
@@ -189,13 +202,17 @@ def main(
             problem = f"expected a new version, found {out / model_version}"
         if problem:
             raise typer.BadParameter(problem, param_hint="--model-version")
+    if csv_path is not None and observations is not None:
+        raise typer.BadParameter("expected --csv or --observations, got both", param_hint="--observations")
     if threads is not None:
         torch.set_num_threads(threads)
     plan = Plan(epochs=epochs, batches=batches, seed=seed)
     checkpoint = out / CHECKPOINT
     try:
-        if csv_path is not None:
-            fleet = read_fleet(csv_path)
+        if observations is not None:
+            fleet = read_archive(observations, step_s=step_seconds)
+        elif csv_path is not None:
+            fleet = read_fleet(csv_path, step_s=step_seconds)
         else:
             fleet = simulate(servers=servers, days=days, seed=seed, shocks=recorded_shocks())
         config = configured(
@@ -203,14 +220,7 @@ def main(
         )
         split = Split.of(fleet.n_steps, config)
         known, unseen = split_servers(fleet, seed)
-        with _progress(console) as progress:
-            task = progress.add_task("training", total=epochs, loss="")
-
-            def advance(epoch: Epoch) -> None:
-                loss = f"loss {epoch.training_loss:.4f}, on validation {epoch.validation_loss:.4f}"
-                progress.update(task, advance=1, loss=loss)
-
-            fitted = fit(known, config, plan, checkpoint=checkpoint, resume=resume, advance=advance)
+        fitted = _fitted(console, known, config, plan, checkpoint=checkpoint, resume=resume)
         reports = {"held_out": judged(fitted, known, split.held_out)}
         if unseen.servers:
             reports["unknown_servers"] = judged(fitted, unseen, split.held_out)
@@ -220,25 +230,33 @@ def main(
             version=model_version,
             make_current=current,
             golden=golden_document(fitted, known, split.held_out),
-            metrics={name: report.as_json() for name, report in reports.items()},
+            metrics={name: judgement.as_json() for name, judgement in reports.items()},
             training=training_facts(fitted, fleet, known, plan),
         )
+        if report is not None:
+            units = {metric.name: metric.unit or "" for metric in fleet.metrics}
+            facts = training_facts(fitted, fleet, known, plan)
+            write_quality(report, quality_document(reports, facts, units, command=_command()))
     except (ServeAppError, ValueError) as error:
         console.print(f"error: {error}", style="red", soft_wrap=True)
         raise typer.Exit(code=1) from error
     checkpoint.unlink(missing_ok=True)
-    for title, report in (
-        ("held-out time", reports["held_out"]),
-        ("servers never seen", reports.get("unknown_servers")),
-    ):
-        if report is not None:
-            _print_report(console, f"{title}: mean absolute errors on {report.n_windows} windows", report)
-    n_bytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    console.print(
-        f"trained in {fitted.seconds:.1f} s on {len(known.servers)} servers, {len(fitted.history)} epochs, the best "
-        f"was {fitted.best_epoch + 1}; {path} ({n_bytes / 1e6:.2f} MB)",
-        soft_wrap=True,
-    )
+    _print_result(console, fitted, reports, path, n_servers=len(known.servers))
+
+
+def _command() -> str:
+    return " ".join(["python -m training.train_tft", *sys.argv[1:]])
+
+
+def _fitted(console: Console, fleet: Fleet, config: TftConfig, plan: Plan, *, checkpoint: Path, resume: bool) -> Fitted:
+    with _progress(console) as progress:
+        task = progress.add_task("training", total=plan.epochs, loss="")
+
+        def advance(epoch: Epoch) -> None:
+            loss = f"loss {epoch.training_loss:.4f}, on validation {epoch.validation_loss:.4f}"
+            progress.update(task, advance=1, loss=loss)
+
+        return fit(fleet, config, plan, checkpoint=checkpoint, resume=resume, advance=advance)
 
 
 def _progress(console: Console) -> Progress:
@@ -250,6 +268,23 @@ def _progress(console: Console) -> Progress:
         TextColumn("{task.fields[loss]}"),
         console=console,
         transient=True,
+    )
+
+
+def _print_result(
+    console: Console, fitted: Fitted, reports: Mapping[str, TftReport], path: Path, *, n_servers: int
+) -> None:
+    for title, judgement in (
+        ("held-out time", reports["held_out"]),
+        ("servers never seen", reports.get("unknown_servers")),
+    ):
+        if judgement is not None:
+            _print_report(console, f"{title}: mean absolute errors on {judgement.n_windows} windows", judgement)
+    n_bytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    console.print(
+        f"trained in {fitted.seconds:.1f} s on {n_servers} servers, {len(fitted.history)} epochs, the best "
+        f"was {fitted.best_epoch + 1}; {path} ({n_bytes / 1e6:.2f} MB)",
+        soft_wrap=True,
     )
 
 

@@ -39,14 +39,21 @@ class _RequestCounts(Collector):
     """
 
     def __init__(self) -> None:
-        self._predictions: dict[tuple[str, str, str, str, int], list[float]] = {}
+        self._predictions: dict[tuple[str, str, str, str, int, str], list[float]] = {}
         self._others: dict[tuple[str, str, int], list[float]] = {}
 
     def observe(
-        self, family: str, version: str, variant: str, status: int, seconds: float, route: str = PREDICT
+        self,
+        family: str,
+        version: str,
+        variant: str,
+        status: int,
+        seconds: float,
+        route: str = PREDICT,
+        method: str = "POST",
     ) -> None:
         """Count one answer to a prediction."""
-        key = (route, family, version, variant, status)
+        key = (route, family, version, variant, status, method)
         slots = self._predictions.get(key)
         if slots is None:
             slots = self._predictions[key] = [0.0] * (len(LATENCY_BUCKETS_S) + 2)
@@ -72,7 +79,7 @@ class _RequestCounts(Collector):
             "serve_app_request_duration_seconds", "Time from the whole body read to the answer built.", REQUEST_LABELS,
             _summed((key[1:4], slots) for key, slots in predictions),
         )  # fmt: skip
-        answers = [(("POST", key[0], str(key[4])), slots) for key, slots in predictions]
+        answers = [((key[5], key[0], str(key[4])), slots) for key, slots in predictions]
         answers += [
             ((method, route, str(status)), slots) for (method, route, status), slots in list(self._others.items())
         ]
@@ -220,6 +227,14 @@ class ReplicaMetrics:
             )
         }
         self._counted = Counts(0, 0, 0)
+        self._device_fallback = Gauge(
+            "serve_app_device_fallback", "1 where models run on the CPU though the pool asks for CUDA.",
+            ["family", "pool"], registry=self.registry,
+        )  # fmt: skip
+
+    def set_device_fallback(self, *, is_fallback: bool) -> None:
+        """Say whether models run on another device than the pool asks for."""
+        self._device_fallback.labels(*self._labels).set(int(is_fallback))
 
     def observe_predict(self, version: str, seconds: float) -> None:
         """Count one batch."""

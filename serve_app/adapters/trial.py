@@ -2,18 +2,17 @@
 
 import asyncio
 import contextlib
-import os
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import IO
 
 import structlog
 
 from serve_app.adapters import trial_worker
+from serve_app.adapters.child_environment import child_environment
 from serve_app.adapters.trial_messages import READY_LINE, TrialAnswer, TrialJob, Verdict
 from serve_app.config import MlflowModelsConfig, SourceConfig
 from serve_app.domain.errors import SourceError, TrialError, UnknownFamilyError
@@ -32,7 +31,6 @@ _START_TIMEOUT_S = 120.0
 _ENDING_TIMEOUT_S = 5.0
 _GRACE_S = 10.0
 _MAX_LINE_BYTES = 1 << 20
-_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LOKY_MAX_CPU_COUNT"), "1")
 log = structlog.get_logger(__name__)
 
 
@@ -156,7 +154,7 @@ class _Worker:
                     stdout=subprocess.PIPE,
                     bufsize=0,
                     process_group=0,
-                    env=_environment(),
+                    env=child_environment(),
                 )
             )
         except OSError as error:
@@ -255,9 +253,3 @@ def _outcome(job: TrialJob, answer: TrialAnswer, *, seconds: float) -> VersionRe
     if answer.verdict is Verdict.NOT_HELD:
         raise TrialError(f"version {job.version!r} could not be tried: {answer.message}", blames_bundle=False)
     raise TrialError(f"version {job.version!r} failed its trial: {answer.message}")
-
-
-def _environment() -> dict[str, str]:
-    """Let the worker import what this process can, and compute with one thread, as the replicas do."""
-    path = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)
-    return {**os.environ, **_ONE_THREAD, "PYTHONPATH": path}

@@ -1,6 +1,7 @@
 """Gateway: takes HTTP, holds the routes, and follows what the model replicas report."""
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 import structlog
@@ -15,16 +16,23 @@ from serve_app.adapters.prometheus_metrics import GatewayMetrics, MetricSnapshot
 from serve_app.adapters.token_file import TokenFile
 from serve_app.config import AppConfig, FamilyConfig, RegistryConfig
 from serve_app.deployments import front_door
+from serve_app.deployments.explain_client import HandleExplainClient
 from serve_app.deployments.handles import HandleControlPlane, ask_all
 from serve_app.deployments.pool_client import PoolClient
+from serve_app.deployments.window_handles import HandleTrainedEntities, HandleWindows
 from serve_app.domain.errors import ServeAppError
 from serve_app.domain.reload import RoutingTable
 from serve_app.ingress.admin import Admin
 from serve_app.ingress.api import build_api
+from serve_app.ingress.explain import Explanations
+from serve_app.ingress.forecasts import ForecastLimits, Temporal
 from serve_app.ingress.hooks import Webhooks, hooks_router
 from serve_app.ingress.inference import Inference, RequestLimits
 from serve_app.usecases.coalesce_requests import BatchLimits
+from serve_app.usecases.explain_prediction import ExplainLimits, ExplainPrediction
 from serve_app.usecases.name_versions import NamedVersions, NamingSettings
+from serve_app.usecases.ports import Clock
+from serve_app.usecases.predict_windows import WindowForecaster
 from serve_app.usecases.route_request import RequestRouter, Target
 
 log = structlog.get_logger(__name__)
@@ -37,7 +45,11 @@ class Gateway:
     """One replica of the HTTP ingress. Predictions go on with the last known routes while replicas do not report."""
 
     async def __init__(  # type: ignore[misc]  # Ray awaits a constructor that is async
-        self, config: AppConfig, pools: PoolHandles, reconciler: DeploymentHandle[Any]
+        self,
+        config: AppConfig,
+        pools: PoolHandles,
+        reconciler: DeploymentHandle[Any],
+        stores: dict[str, DeploymentHandle[Any]],
     ) -> None:
         context = serve.get_replica_context()
         self._id = context.replica_id.unique_id
@@ -49,13 +61,6 @@ class Gateway:
         self._control = HandleControlPlane(reconciler)
         self._last_known = LastKnown(config.last_known("routes"))
         clock = SystemClock()
-        self._admin = Admin.of(
-            config,
-            plane=self._control,
-            tokens=TokenFile(config.token_file, clock=clock, fixed=config.fixed_tokens),
-            meter=self._metrics,
-            clock=clock,
-        )
         self._hooks = hooks_router(
             Webhooks(config.webhook_secret, config.families_by_registered_model),
             plane=self._control,
@@ -77,6 +82,19 @@ class Gateway:
             ),
             on_batch=self._metrics.observe_batch,
         )  # fmt: skip
+        self._forecasters = {
+            family: WindowForecaster(
+                family, self._router, HandleWindows(handle, settings.rules), trained=HandleTrainedEntities(pools),
+                clock=clock,
+            )
+            for family, handle in stores.items()
+            if (settings := config.windows(family)) is not None
+        }  # fmt: skip
+        self._temporal = _temporal(config, self._forecasters, meter=self._metrics, clock=clock)
+        self._admin = Admin.of(
+            config, plane=self._control, tokens=TokenFile(config.token_file, clock=clock, fixed=config.fixed_tokens),
+            meter=self._metrics, clock=clock, forecasters=self._forecasters,
+        )  # fmt: skip
         names = NamedVersions(
             self._router, self._control, {name: _naming_settings(family) for name, family in config.families.items()},
             refresh=self.refresh, clock=clock, max_waiting=limits.max_queued_requests,
@@ -84,6 +102,18 @@ class Gateway:
         self._inference = Inference(
             self._router, names, limits=RequestLimits(limits.max_body_bytes, limits.max_rows_per_request),
             meter=self._metrics, access_log=config.logging.access_log,
+            elsewhere=self._temporal.paths if self._temporal is not None else frozenset(),
+        )  # fmt: skip
+        self._stores = stores
+        explainers = {
+            key: HandleExplainClient(client.handle, timeout_s=limits.request_timeout_s)
+            for key, client in self._clients.items()
+        }
+        self._explanations = Explanations(
+            self._router, names,
+            ExplainPrediction(explainers, ExplainLimits(limits.max_explained_rows, limits.max_explanations)),
+            max_body_bytes=limits.max_body_bytes,
+            stores={family: forecaster.store for family, forecaster in self._forecasters.items()},
         )  # fmt: skip
         self._required = frozenset(name for name, family in config.families.items() if family.required)
         table = await self._ask_table() or await asyncio.to_thread(self._last_known.read, RoutingTable)
@@ -101,13 +131,18 @@ class Gateway:
             collect_metrics=self._collect_metrics,
             admin=self._admin,
             hooks=self._hooks,
+            temporal=self._temporal,
+            explanations=self._explanations,
         )
         return front_door.without_request_id(api)
 
     async def _follow_forever(self) -> None:
         while True:
             try:
-                await asyncio.gather(*(self._pull(family, pool) for family, pool in self._clients))
+                await asyncio.gather(
+                    *(self._pull(family, pool) for family, pool in self._clients),
+                    *(forecaster.look() for forecaster in self._forecasters.values()),
+                )
                 await self.follow(await self._ask_table() or self._router.table)
             except Exception:
                 log.exception("routes not refreshed")
@@ -158,6 +193,7 @@ class Gateway:
     async def _collect_metrics(self) -> bytes:
         """Merge the metrics of all gateways and all model replicas; one that does not answer is left out."""
         pools = [client.handle for client in self._clients.values()]
+        pools += self._stores.values()
         answers = await asyncio.gather(
             *(ask_all(handle, "metrics") for handle in (self._own_handle, self._control.handle, *pools))
         )
@@ -169,6 +205,28 @@ class Gateway:
         """Fail when the task that follows the replicas has ended, which nothing but a defect can cause."""
         if self._following.done():
             raise RuntimeError(f"the following task of the gateway ended: {self._following}")
+
+
+def _temporal(
+    config: AppConfig, forecasters: Mapping[str, WindowForecaster], *, meter: GatewayMetrics, clock: Clock
+) -> Temporal | None:
+    """Put together what the routes of windows are made of; None where no family has windows."""
+    if not forecasters:
+        return None
+    default = config.default_family_name
+    windows = {family: settings for family in forecasters if (settings := config.windows(family)) is not None}
+    return Temporal(
+        forecasters,
+        default=default if default in forecasters else next(iter(forecasters)),
+        answers_for=default,
+        limits=ForecastLimits(
+            {family: settings.max_body_bytes for family, settings in windows.items()},
+            config.limits.max_body_bytes,
+            config.limits.max_rows_per_request,
+        ),
+        meter=meter,
+        clock=clock,
+    )
 
 
 def _naming_settings(family: FamilyConfig) -> NamingSettings:

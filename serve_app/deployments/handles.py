@@ -1,7 +1,7 @@
 """`Fleet`, `Gateways` and `ControlPlane` over Ray Serve's handles: the control calls between deployments."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 import structlog
@@ -55,9 +55,9 @@ class HandleFleet:
         groups = await asyncio.gather(*(_ask_each(handle, "status") for handle in self._pools[family].values()))
         return sum(map(len, groups))
 
-    async def prepare(self, family: str, refs: Sequence[VersionRef]) -> None:
+    async def prepare(self, family: str, refs: Sequence[VersionRef], *, unloading: Collection[str] = ()) -> None:
         """See `Fleet.prepare`."""
-        await self._ask(family, "prepare", tuple(refs))
+        await self._ask(family, "prepare", tuple(refs), tuple(unloading))
 
     async def load(self, family: str, ref: VersionRef) -> None:
         """See `Fleet.load`."""

@@ -3,6 +3,8 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,14 +24,26 @@ from serve_app.adapters.log_setup import set_up_logging
 from serve_app.adapters.process_memory import ProcessMemory
 from serve_app.adapters.prometheus_metrics import MetricSnapshot, ReplicaMetrics, snapshot
 from serve_app.adapters.sources import make_source
-from serve_app.config import AppConfig, PoolConfig, ReplicaUserConfig
+from serve_app.adapters.torch_device import Device, choose_device, give_back_device_memory
+from serve_app.config import AppConfig, ReplicaUserConfig
+from serve_app.config_pools import PoolConfig
 from serve_app.deployments.handles import RECONCILER, HandleControlPlane
-from serve_app.domain.errors import ConfigError, ServeAppError, UnavailableError, UnknownVersionError
+from serve_app.domain.errors import (
+    CannotExplainError,
+    ConfigError,
+    ServeAppError,
+    UnavailableError,
+    UnknownVersionError,
+)
 from serve_app.domain.model_slot import Slot, SlotState
 from serve_app.domain.reload import VersionRef
+from serve_app.domain.residency import NoRoomError
 from serve_app.domain.status import LinkAddress, ReplicaStatus
+from serve_app.usecases.explanation import Explaining, Explanation
 from serve_app.usecases.hold_models import ResidencyLimits, ResidentModels
 from serve_app.usecases.load_model import LoadedModel, LoadPolicy
+from serve_app.usecases.model_room import ModelRoom
+from serve_app.usecases.ports import TemporalPredictor
 
 log = structlog.get_logger(__name__)
 
@@ -54,11 +68,21 @@ class ModelReplica:
         self._id, self._app_name = context.replica_id.unique_id, context.app_name
         set_up_logging(config.logging.level, family=family, pool=pool.name, replica=self._id)
         self._metrics = ReplicaMetrics(family, pool.name)
+        self._device = await asyncio.to_thread(
+            choose_device, wants_cuda=pool.wants_cuda, precision=pool.precision, loader=settings.loader,
+            num_gpus=pool.num_gpus,
+        )  # fmt: skip
+        self._metrics.set_device_fallback(is_fallback=self._device.is_fallback)
+        if self._device.note is not None:
+            log.warning("device", device=self._device.kind, reason=self._device.note)
         self._source = make_source(config.source(family), family=family, models_type=settings.models_type)
         self._models = ResidentModels(
             self._source,
-            policy=LoadPolicy(family, settings.models_type, settings.loader, config.security.allow_pickle_loaders),
-            loaders=make_loaders(config.security.mlflow),
+            policy=LoadPolicy(
+                family, settings.models_type, settings.loader, config.security.allow_pickle_loaders,
+                golden_slack=self._device.golden_slack,
+            ),
+            loaders=make_loaders(config.security.mlflow, self._device),
             clock=SystemClock(),
             limits=ResidencyLimits(
                 max_versions=settings.residency.max_versions,
@@ -66,16 +90,20 @@ class ModelReplica:
                 load_timeout_s=settings.load_timeout_s,
                 grace_s=config.limits.request_timeout_s,
             ),
+            room=ModelRoom(
+                settings.residency.policy, memory=self._device.memory, max_bytes=settings.residency.max_bytes
+            ),
             on_load_ended=self._count_load,
             beside_serving=beside_serving,
-            give_back_memory=ProcessMemory().give_back,
-        )
+            give_back_memory=partial(_give_back, ProcessMemory(), self._device),
+        )  # fmt: skip
         self._wanted = ReplicaUserConfig().manifest_version
         self._last_error: str | None = None
         self._config_error: str | None = None
         self._load_timeout_s = settings.load_timeout_s
         self._last_known = LastKnown(config.last_known(f"{family}-{pool.name}"))
         self._tasks: set[asyncio.Task[None]] = set()
+        self._explaining = ThreadPoolExecutor(1, thread_name_prefix="explain")  # one: predictions come first
         self._link = LinkServer(self._predict, max_frame_bytes=config.limits.max_batch_bytes + FRAME_SLACK_BYTES)
         host = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]  # Ray leaves it untyped
         self._address = LinkAddress(host=host, port=await self._link.start(host), secret=self._link.secret)
@@ -111,10 +139,13 @@ class ModelReplica:
             except TimeoutError:
                 log.error("not all versions loaded at start", wanted=[ref.version for ref in refs])
 
-    async def prepare(self, refs: tuple[VersionRef, ...]) -> None:
-        """Start to load these beside what is served, and return."""
+    async def prepare(self, refs: tuple[VersionRef, ...], unloading: tuple[str, ...] = ()) -> None:
+        """Start to load these beside what is served, and return.
+
+        Where `unloading` names this replica, one that does not fit is loaded in the place of less important ones.
+        """
         self._models.pin([ref.version for ref in refs])
-        self._start(self._load_all(refs))
+        self._start(self._load_all(refs, may_unload=self._id in unloading))
 
     async def load(self, ref: VersionRef) -> None:
         """Start to load a version that requests name, and return; it stays for as long as it is used enough."""
@@ -131,14 +162,20 @@ class ModelReplica:
         """Let go of a version now, unless it is one to hold."""
         await self._models.evict(version)
 
-    async def _load_all(self, refs: Sequence[VersionRef]) -> None:
+    async def _load_all(self, refs: Sequence[VersionRef], *, may_unload: bool = False) -> None:
         """Load all, in this order; all are known at once, so that `hold` can cancel those that still wait."""
-        outcomes = await asyncio.gather(
-            *(self._models.prepare(ref.version, ref.digest) for ref in refs), return_exceptions=True
-        )
+        names = [ref.version for ref in refs]
+        loads = [
+            self._models.prepare(ref.version, ref.digest, yielding=names[:i:-1] if may_unload else None)
+            for i, ref in enumerate(refs)
+        ]
+        outcomes = await asyncio.gather(*loads, return_exceptions=True)
         self._last_error = None
+        left_out = self._models.left_out()
         for ref, outcome in zip(refs, outcomes, strict=True):
-            if isinstance(outcome, Exception):
+            if isinstance(outcome, NoRoomError) and ref.digest in left_out:
+                log.info("version left out for now", version=ref.version, reason=str(outcome))
+            elif isinstance(outcome, Exception):
                 self._last_error = f"{ref.version}: {outcome}"
                 log.error("model not loaded", version=ref.version, reason=str(outcome))
 
@@ -188,6 +225,26 @@ class ModelReplica:
         outputs = self._predict(version, rows)
         return outputs if isinstance(outputs, np.ndarray) else await outputs
 
+    async def explain(self, version: str, rows: NDArray[np.float64]) -> Explanation:
+        """Say what the predictions of these rows by this version rest on; explanations wait for each other.
+
+        Raises:
+            UnknownVersionError: The version is not loaded here.
+            CannotExplainError: It is of a kind that cannot be explained.
+        """
+        model = self._models.get(version)
+        if model is None:
+            raise UnknownVersionError(self._family, version, [facts.version for facts in self._models.facts()])
+        if not isinstance(model.predictor, Explaining):
+            raise CannotExplainError(f"version {version!r} of {self._family!r} is of a kind that cannot be explained")
+        return await asyncio.get_running_loop().run_in_executor(self._explaining, model.predictor.explain, rows)
+
+    async def entities(self, version: str) -> tuple[str, ...] | None:
+        """Return what a temporal version was trained on; None where it is not loaded here or is no such model."""
+        model = self._models.get(version)
+        predictor = None if model is None else model.predictor
+        return predictor.entities if isinstance(predictor, TemporalPredictor) else None
+
     async def status(self) -> ReplicaStatus:
         """Say what is loaded, what is wished for and what went wrong last."""
         return ReplicaStatus(
@@ -200,6 +257,9 @@ class ModelReplica:
             failed=self._models.failed(),
             last_error=self._config_error or self._last_error,
             link=self._address,
+            device=self._device.kind,
+            device_note=self._device.note,
+            no_room=self._models.left_out(),
         )
 
     async def metrics(self) -> tuple[str, list[MetricSnapshot]]:
@@ -212,4 +272,12 @@ class ModelReplica:
 
     async def __del__(self) -> None:
         """Let the batches that are under way finish; Ray calls this when the replica is drained."""
+        self._explaining.shutdown(wait=False, cancel_futures=True)
         await self._link.stop(grace_s=10.0)
+
+
+def _give_back(process: ProcessMemory, device: Device) -> None:
+    """Give back what models left that were let go of: first that of the process, for the device's hangs on it."""
+    process.give_back()
+    if device.kind == "cuda":
+        give_back_device_memory()

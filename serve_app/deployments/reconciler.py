@@ -11,15 +11,20 @@ from ray.serve.handle import DeploymentHandle
 from serve_app.adapters.clock import SystemClock
 from serve_app.adapters.log_setup import set_up_logging
 from serve_app.adapters.prometheus_metrics import MetricSnapshot, ReloadMetrics, snapshot
+from serve_app.adapters.retrain_memory import FileRetrainMemory
+from serve_app.adapters.retrain_metrics import RetrainMetrics
 from serve_app.adapters.sources import make_source
 from serve_app.adapters.state_store import SqlStateStore
 from serve_app.adapters.trial import SubprocessTrial, TrialSettings
 from serve_app.config import AppConfig, RegistryConfig
 from serve_app.deployments.handles import HandleFleet, HandleGateways
+from serve_app.deployments.ray_jobs import RayJobs
+from serve_app.deployments.window_handles import HandleWindows
 from serve_app.domain.errors import ServeAppError
 from serve_app.domain.following import FollowRule
 from serve_app.domain.naming import Named
 from serve_app.domain.reload import AuditEntry, KnownVersion, Operation, RoutingTable, VersionRef
+from serve_app.domain.residency import ResidencyPolicy
 from serve_app.usecases.control_versions import ControlledFamily, VersionControl
 from serve_app.usecases.demand_versions import VersionDemands
 from serve_app.usecases.follow_source import SourceFollower
@@ -27,6 +32,7 @@ from serve_app.usecases.keep_state import StateKeeper
 from serve_app.usecases.load_model import LoadPolicy
 from serve_app.usecases.ports import TrialLimits
 from serve_app.usecases.reload_model import ModelReloader, ReloadPolicy
+from serve_app.usecases.retrain_model import ModelRetrainer
 
 log = structlog.get_logger(__name__)
 
@@ -35,18 +41,23 @@ class Reconciler:
     """Ray's shell around `VersionControl`. Predictions do not need it: killed, it goes on where the store says."""
 
     async def __init__(  # type: ignore[misc]  # Ray awaits a constructor that is async
-        self, config: AppConfig, pools: dict[str, dict[str, DeploymentHandle[Any]]]
+        self,
+        config: AppConfig,
+        pools: dict[str, dict[str, DeploymentHandle[Any]]],
+        stores: dict[str, DeploymentHandle[Any]],
     ) -> None:
         context = serve.get_replica_context()
         self._id = context.replica_id.unique_id
         set_up_logging(config.logging.level, deployment=context.deployment, replica=self._id)
         self._tick_s = config.reconciler.tick_s
         self._metrics = ReloadMetrics(config.families)
+        retrained = [name for name, family in config.families.items() if family.retrain is not None]
+        self._retrain_metrics = RetrainMetrics(self._metrics.registry, retrained)
         self._clock = SystemClock()
         self._fleet, self._gateways = HandleFleet(pools), HandleGateways(context.app_name)
         self._trial = SubprocessTrial({name: _trial_settings(config, name) for name in config.families})
         self._keeper = StateKeeper(SqlStateStore(config.store_url))
-        families = {name: self._controlled(config, name) for name in config.families}
+        families = {name: self._controlled(config, name, stores.get(name)) for name in config.families}
         self._control = VersionControl(
             families,
             owner=f"{config.reconciler.cluster}:{context.app_name}",
@@ -60,18 +71,27 @@ class Reconciler:
         await self._until_stored()
         self._loops = [asyncio.create_task(self._lead())]
         self._loops += [asyncio.create_task(self._follow(name)) for name in families]
+        self._loops += [
+            asyncio.create_task(self._retrain(name, family.retrainer))
+            for name, family in families.items()
+            if family.retrainer is not None
+        ]
         self._preloading = [
             asyncio.create_task(self._preload(name, demands, family.source.preloaded))
             for name, family in config.families.items()
             if isinstance(family.source, RegistryConfig) and (demands := families[name].demands) is not None
         ]
 
-    def _controlled(self, config: AppConfig, name: str) -> ControlledFamily:
+    def _controlled(self, config: AppConfig, name: str, store: DeploymentHandle[Any] | None) -> ControlledFamily:
         """Put together what controls one family."""
         family = config.families[name]
         source = make_source(config.source(name), family=name, models_type=family.models_type)
         rule = FollowRule(family.reload.mode, family.reload.interval_s)
-        policy = ReloadPolicy(TrialLimits(family.trial.timeout_s, family.trial.memory_bytes), family.load_timeout_s)
+        policy = ReloadPolicy(
+            TrialLimits(family.trial.timeout_s, family.trial.memory_bytes),
+            family.load_timeout_s,
+            unloads_first=family.residency.policy is ResidencyPolicy.RESOURCE_PRESERVING,
+        )
         demands = None
         if isinstance(family.source, RegistryConfig):
             demands = VersionDemands(
@@ -88,6 +108,17 @@ class Reconciler:
                 clock=self._clock, meter=self._metrics,
             ),
             demands=demands,
+            retrainer=self._retrainer(config, name, store),
+        )  # fmt: skip
+
+    def _retrainer(self, config: AppConfig, name: str, store: DeploymentHandle[Any] | None) -> ModelRetrainer | None:
+        settings, windows = config.families[name].retrain, config.windows(name)
+        if settings is None or windows is None or store is None:
+            return None
+        return ModelRetrainer(
+            name, settings.rules, store=HandleWindows(store, windows.rules), jobs=RayJobs(config, name),
+            memory=FileRetrainMemory(config.last_known(f"retraining-{name}")), clock=self._clock,
+            meter=self._retrain_metrics,
         )  # fmt: skip
 
     async def _warm_up(self) -> None:
@@ -128,6 +159,15 @@ class Reconciler:
             except Exception:
                 log.exception("family not reconciled", family=family)
             await self._control.turn(family, self._tick_s)
+
+    async def _retrain(self, family: str, retrainer: ModelRetrainer) -> None:
+        while True:
+            await asyncio.sleep(self._tick_s)
+            try:
+                if self._control.leads:
+                    await retrainer.tick()
+            except Exception:
+                log.exception("retraining not looked after", family=family)
 
     async def _preload(self, family: str, demands: VersionDemands, wanted: Sequence[Named]) -> None:
         """Have what is to be loaded at start loaded, after the family's own model."""

@@ -1,4 +1,9 @@
-"""Whether every replica is ready for a candidate: the question that decides a commit."""
+"""Whether every replica is ready for a candidate: the question that decides a commit.
+
+Replicas that hold one version at a time and unload first cannot all be ready, or nobody would answer until the commit.
+So half of them (rounded up) become ready before it, one after the other, while the others answer; those follow after
+it, while the first half answers. A single one answers nothing while it loads.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,15 +21,44 @@ class Covered:
     waiting_for: str = ""
 
 
-def coverage(statuses: Sequence[ReplicaStatus], ref: VersionRef, *, expected: int) -> Covered:
+def coverage(
+    statuses: Sequence[ReplicaStatus], ref: VersionRef, *, expected: int, unloads_first: bool = False
+) -> Covered:
     """Compare the reports of a family's replicas with the number that Serve says are routable or about to be.
 
-    One replica that failed is enough to fail: a version that not everyone can serve would be answered at random.
+    One replica that failed is enough to fail: a version that not everyone can serve would be answered at random. Where
+    replicas unload first, half are enough, if the others only lack the room.
     """
     for status in statuses:
         if reason := status.failed.get(ref.digest):
             return Covered(False, failure=f"replica {status.replica_id} of pool {status.pool}: {reason}")
     ready = sum(status.holds_bundle(ref.version, ref.digest) for status in statuses)
-    if statuses and ready == len(statuses) and ready >= expected:
+    lacking = len(_lacking_room(statuses, ref)) if unloads_first else 0
+    if statuses and ready + lacking == len(statuses) >= expected and ready >= _half(statuses):
         return Covered(True)
     return Covered(False, waiting_for=f"{ready} of {max(expected, len(statuses))} replicas have {ref.version!r}")
+
+
+def next_to_unload(statuses: Sequence[ReplicaStatus], ref: VersionRef) -> str | None:
+    """Name the replica that is to unload now; None while another still loads, and once half have the candidate.
+
+    Only one at a time: a request that meets it goes to another replica, and is not sent a third time.
+    """
+    lacking = _lacking_room(statuses, ref)
+    ready = sum(status.holds_bundle(ref.version, ref.digest) for status in statuses)
+    is_anybodys_turn = ready + len(lacking) == len(statuses) and ready < _half(statuses)
+    return lacking[0] if lacking and is_anybodys_turn else None
+
+
+def _half(statuses: Sequence[ReplicaStatus]) -> int:
+    return (len(statuses) + 1) // 2
+
+
+def _lacking_room(statuses: Sequence[ReplicaStatus], ref: VersionRef) -> tuple[str, ...]:
+    return tuple(
+        sorted(
+            status.replica_id
+            for status in statuses
+            if ref.digest in status.no_room and not status.holds_bundle(ref.version, ref.digest)
+        )
+    )

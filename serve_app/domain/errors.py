@@ -140,12 +140,20 @@ class PredictionError(ServeAppError):
     """The model raised on these rows; the message says what, the log has the traceback."""
 
 
+class CannotExplainError(ServeAppError):
+    """Predictions of this version cannot be explained, or not by this server; the message says why."""
+
+
 class StoreError(ServeAppError):
     """The state store cannot be used now; nothing has changed and predictions go on."""
 
 
 class StaleRevisionError(StoreError):
     """Another writer changed the state first."""
+
+
+class NotTheWriterError(StoreError):
+    """Another process writes what only one may write; the message says who, where that is known."""
 
 
 class TrialError(ServeAppError):

@@ -13,6 +13,7 @@ from enum import StrEnum
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from serve_app.domain.errors import ServeAppError
+from serve_app.domain.retraining import RetrainStatus
 from serve_app.domain.source_status import SourceStatus
 
 
@@ -192,8 +193,9 @@ class RoutingTable(_Document):
     """What the gateways follow. A table with a lower generation than the one in use is ignored.
 
     `troubles` says for a family why it has not what it should follow: the source is away, the candidate was refused.
-    `sources` says how the source of each family is. `effective_at_s` (seconds since the epoch) is when all gateways are
-    to take it up at once, so that no client sees the new generation at one and the old one at another after that.
+    `sources` says how the source of each family is, `retraining` how its trainings are. `effective_at_s` (seconds since
+    the epoch) is when all gateways are to take it up at once, so that no client sees the new generation at one and the
+    old one at another after that.
     """
 
     generation: int = 0
@@ -201,6 +203,7 @@ class RoutingTable(_Document):
     routes: dict[str, Route] = {}
     troubles: dict[str, str] = {}
     sources: dict[str, SourceStatus] = {}
+    retraining: dict[str, RetrainStatus] = {}
 
 
 KEPT_FAILURES = 50

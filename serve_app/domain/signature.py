@@ -1,11 +1,12 @@
 """What a model takes and gives: named, typed columns, and the check of a request against them."""
 
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from serve_app.domain.errors import InvalidInputError, nearest
 
@@ -25,7 +26,10 @@ TypedInput = tuple[int, str, DType]
 
 
 class Column(BaseModel):
-    """One named value of a row."""
+    """One named value of a row, or a tensor of them.
+
+    `shape` is that of one row's tensor; a row holds it flattened, row-major. Empty: one number.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -33,6 +37,12 @@ class Column(BaseModel):
     dtype: DType = "float64"
     unit: str | None = None
     description: str | None = None
+    shape: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(exclude_if=operator.not_)] = ()
+
+    @property
+    def width(self) -> int:
+        """How many values of a row it takes."""
+        return math.prod(self.shape)
 
 
 class Signature(BaseModel):
@@ -72,6 +82,29 @@ class Signature(BaseModel):
     def output_names(self) -> tuple[str, ...]:
         """Names of the output columns, in order."""
         return tuple(column.name for column in self.outputs)
+
+    @cached_property
+    def input_width(self) -> int:
+        """Values in a row: one for each input, and for each element of a tensor."""
+        return sum(column.width for column in self.inputs)
+
+    @cached_property
+    def output_width(self) -> int:
+        """Values in the answer to a row, counted as `input_width`."""
+        return sum(column.width for column in self.outputs)
+
+    @cached_property
+    def has_tensors(self) -> bool:
+        """True when a column is more than one number; rows of JSON cannot carry such a signature."""
+        return any(column.shape for column in (*self.inputs, *self.outputs))
+
+    def output_at(self, place: int) -> str:
+        """Return the name of one value of an answer: `cpu`, or `forecast[3]` for an element of a tensor."""
+        for column in self.outputs:
+            if place < column.width:
+                return f"{column.name}[{place}]" if column.shape else column.name
+            place -= column.width
+        raise IndexError(f"expected a place below {self.output_width}, found one beyond it")
 
 
 def rows_of(

@@ -5,6 +5,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from serve_app.domain.signature import Signature
+from serve_app.domain.temporal import TemporalShape
 
 
 class _Document(BaseModel):
@@ -20,7 +21,11 @@ class LinkAddress(_Document):
 
 
 class LoadedVersion(_Document):
-    """One version in the memory of a replica. Times are seconds since the epoch, sizes bytes."""
+    """One version in the memory of a replica. Times are seconds since the epoch, sizes bytes.
+
+    `temporal` is there for a model whose rows are windows. `device_bytes` is what the load left in the device's memory,
+    `device_peak_bytes` the most that load and warm-up had there; both are 0 on a CPU.
+    """
 
     version: str
     digest: str
@@ -34,12 +39,17 @@ class LoadedVersion(_Document):
     runs_inline: bool
     metrics: dict[str, Any] = {}
     training: dict[str, Any] = {}
+    temporal: TemporalShape | None = None
+    device_bytes: int = 0
+    device_peak_bytes: int = 0
 
 
 class ReplicaStatus(_Document):
     """A replica, the wish in its `user_config`, all versions that it holds, and by digest why it refused others.
 
-    `loading` maps the versions under way to the stage they are in.
+    `loading` maps the versions under way to the stage they are in. `no_room` says by digest why a version is left out
+    until this replica may unload others for it. `device` is where models run, `device_note` why it is not the one that
+    was asked for.
     """
 
     replica_id: str
@@ -51,6 +61,9 @@ class ReplicaStatus(_Document):
     failed: dict[str, str] = {}
     last_error: str | None = None
     link: LinkAddress | None = None
+    device: str = "cpu"
+    device_note: str | None = None
+    no_room: dict[str, str] = {}
 
     def holds(self, version: str) -> bool:
         """True when the version is loaded here."""

@@ -10,17 +10,30 @@ that any record of its entity fell into. What happens to a record:
     replaced           another record of a step that has one: the one with the later time holds the step
     wrong unit         states another unit than the metric has: refused
     out of range       beyond what the metric can be: refused, most likely a unit that was not stated
+    too many entities  the first of an entity when `max_entities` are kept already: refused
     gap                steps between two records stay empty; reading fills up to `max_gap_steps` of them in a row
 
-A refused record changes nothing, and does not keep the others of its batch from being taken.
+A refused record changes nothing, and does not keep the others of its batch from being taken. What was acknowledged is
+never refused afterwards: a smaller `max_entities` keeps new entities out, and drops none.
+
+An entity is forgotten when its newest record is `forget_after_s` older than the newest of all, at the next compaction.
+The clock has no part in this: after a night without any record everybody is still there.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from serve_app.domain.errors import nearest
+from serve_app.domain.errors import RequestError, nearest
+
+
+class NotReadyError(RequestError):
+    """An entity has no window yet that can be predicted from."""
+
+
+class UnknownEntityError(RequestError):
+    """Nothing was ever observed of an entity."""
 
 
 class Fate(StrEnum):
@@ -36,6 +49,7 @@ class Fate(StrEnum):
     OUT_OF_RANGE = "out_of_range"
     UNKNOWN_METRIC = "unknown_metric"
     NOT_A_NUMBER = "not_a_number"
+    TOO_MANY_ENTITIES = "too_many_entities"
 
     @property
     def is_refused(self) -> bool:
@@ -43,7 +57,16 @@ class Fate(StrEnum):
         return self in _REFUSED
 
 
-_REFUSED = frozenset({Fate.FROM_THE_FUTURE, Fate.WRONG_UNIT, Fate.OUT_OF_RANGE, Fate.UNKNOWN_METRIC, Fate.NOT_A_NUMBER})
+_REFUSED = frozenset(
+    {
+        Fate.FROM_THE_FUTURE,
+        Fate.WRONG_UNIT,
+        Fate.OUT_OF_RANGE,
+        Fate.UNKNOWN_METRIC,
+        Fate.NOT_A_NUMBER,
+        Fate.TOO_MANY_ENTITIES,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +81,18 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class WindowRules:
-    """How windows are kept. `length` steps of `step_s` seconds; times may run ahead of the clock by `max_ahead_s`."""
+    """How windows are kept. `length` steps of `step_s` seconds; times may run ahead of the clock by `max_ahead_s`.
+
+    At most `max_entities` are taken in, and those without a record for `forget_after_s` are forgotten.
+    """
 
     metrics: tuple[Metric, ...]
     length: int = 288
     step_s: int = 300
     max_gap_steps: int = 6
     max_ahead_s: float = 600.0
+    max_entities: int = 20_000
+    forget_after_s: float = 604_800.0
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -116,6 +144,12 @@ def check_record(record: Record, rules: WindowRules, *, now_s: float) -> Refusal
     return None
 
 
+def too_many_entities(entity: str, rules: WindowRules) -> Refusal:
+    """Return why an entity that is not kept yet cannot be taken in."""
+    reason = f"expected at most {rules.max_entities} entities, {entity[:64]!r} would be one more"
+    return Refusal(Fate.TOO_MANY_ENTITIES, reason)
+
+
 @dataclass(frozen=True, slots=True)
 class Lack:
     """What an entity's window lacks to be predicted from: steps that are there, and how many are needed."""
@@ -129,20 +163,3 @@ class Lack:
         if self.present_steps < self.needed_steps:
             return f"{self.present_steps} of {self.needed_steps} steps"
         return f"a gap of {self.longest_gap_steps} steps, at most {self.max_gap_steps} are filled"
-
-
-def lack_of(present: Sequence[bool], rules: WindowRules, *, needed_steps: int) -> Lack | None:
-    """Return what the newest `needed_steps` of a window lack, or None when they can be predicted from.
-
-    `present` tells for each step of the window, the oldest first, whether it has a record. Steps before the first
-    record count as not there; gaps after it may be filled.
-    """
-    wanted = list(present[-needed_steps:])
-    first = next((i for i, is_there in enumerate(wanted) if is_there), len(wanted))
-    spanned, longest, gap = len(wanted) - first, 0, 0
-    for is_there in wanted[first:]:
-        gap = 0 if is_there else gap + 1
-        longest = max(longest, gap)
-    if spanned >= needed_steps and longest <= rules.max_gap_steps:
-        return None
-    return Lack(spanned, needed_steps, longest, rules.max_gap_steps)

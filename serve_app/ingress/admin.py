@@ -3,7 +3,7 @@
 import re
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Final
 
 import orjson
@@ -22,6 +22,7 @@ from serve_app.ingress.reload_log import registry_facts
 from serve_app.ingress.security import AdminGuard
 from serve_app.usecases.admit_caller import CallerAdmission, RefusalMeter, TokenSource
 from serve_app.usecases.ports import Clock, ControlPlane
+from serve_app.usecases.predict_windows import WindowForecaster
 from serve_app.usecases.route_request import RequestRouter
 
 OPERATIONS: Final = "/admin/operations"
@@ -50,12 +51,20 @@ class Admin:
     families: Mapping[str, AdminFamily]
     wait_s: float
     max_wait_s: float
+    forecasters: Mapping[str, WindowForecaster] = field(default_factory=dict)
 
     @classmethod
     def of(
-        cls, config: AppConfig, *, plane: ControlPlane, tokens: TokenSource, meter: RefusalMeter, clock: Clock
+        cls,
+        config: AppConfig,
+        *,
+        plane: ControlPlane,
+        tokens: TokenSource,
+        meter: RefusalMeter,
+        clock: Clock,
+        forecasters: Mapping[str, WindowForecaster] | None = None,
     ) -> "Admin":
-        """Put them together as the configuration says."""
+        """Put them together as the configuration says; `forecasters` are those of the temporal families."""
         security = config.security
         failures = FailureTable(first_delay_s=security.first_refusal_delay_s, max_delay_s=security.max_refusal_delay_s)
         admission = CallerAdmission(tokens, failures=failures, meter=meter, clock=clock, is_open=security.open_admin)
@@ -70,6 +79,7 @@ class Admin:
             },
             wait_s=config.admin.wait_s,
             max_wait_s=config.admin.max_wait_s,
+            forecasters=forecasters or {},
         )
 
     def waiting(self) -> Callable[..., Awaitable[float]]:

@@ -11,6 +11,7 @@ from serve_app.domain.access import Scope
 from serve_app.domain.errors import ServeAppError
 from serve_app.domain.model_paths import find_model, name_of, path_of, timestamp_of
 from serve_app.domain.reload import KnownVersion, Operation, Outcome
+from serve_app.domain.temporal import TemporalShape
 from serve_app.ingress.admin import (
     Accepted,
     Admin,
@@ -65,8 +66,19 @@ class ReloadModel(BaseModel):
     current_model: str | None = None
 
 
+class PoolDevice(BaseModel):
+    """Where the models of a pool run, and why it is not the device that was asked for."""
+
+    pool: str
+    device: str
+    device_note: str | None
+
+
 class ModelInfo(BaseModel):
-    """Body of `GET /admin/model-info`; `config` and `servers` are there where the training facts have them."""
+    """Body of `GET /admin/model-info`; `config` and `servers` are there where the training facts have them.
+
+    `devices` is there where a pool has another device than the CPU, or asked for one.
+    """
 
     loaded: bool
     mode: str
@@ -75,6 +87,7 @@ class ModelInfo(BaseModel):
     model_timestamp: str | None
     config: dict[str, Any] = {}
     servers: dict[str, Any] = {}
+    devices: list[PoolDevice] = []
 
 
 class Versions(BaseModel):
@@ -109,7 +122,9 @@ def _reading(router: RequestRouter, admin: Admin) -> APIRouter:
 
     @api.get("/admin/model-info", summary="The model that answers by default", response_model=ModelInfo)
     async def model_info(family: FamilyQuery = "") -> Response:
-        return answer(await _model_info(router, admin, family_named(router, family)))
+        name = family_named(router, family)
+        info, devices = await _model_info(router, admin, name), _devices(router, name)
+        return answer(info.model_copy(update={"devices": devices}) if devices else info)
 
     return api
 
@@ -209,15 +224,44 @@ async def _model_info(router: RequestRouter, admin: Admin, family: str) -> Model
         return ModelInfo(loaded=False, mode=mode, model_path=None, model_name=None, model_timestamp=None)
     listed = await _listed(admin, family)
     name = _name(target.version, listed)
-    known_facts = {key: loaded.training[key] for key in ("config", "servers") if key in loaded.training}
+    facts = {key: loaded.training[key] for key in ("config", "servers") if key in loaded.training}
+    if (shape := loaded.temporal) is not None:
+        mode = shape.mode
+        facts = {
+            "config": {
+                "max_prediction_length": shape.max_prediction_length,
+                "max_encoder_length": shape.max_encoder_length,
+            },
+            "servers": await _servers(admin, family, shape),
+        }
     return ModelInfo(
         loaded=True,
         mode=mode,
         model_path=path_of(admin.families[family].models_dir, name),
         model_name=name,
         model_timestamp=_timestamp(target.version, listed, default_s=loaded.loaded_at_s),
-        **{key: facts for key, facts in known_facts.items() if isinstance(facts, dict)},
+        **{key: said for key, said in facts.items() if isinstance(said, dict)},
     )
+
+
+def _devices(router: RequestRouter, family: str) -> list[PoolDevice]:
+    """List the devices of a family's pools; none where all are CPUs, as they were asked to be."""
+    told = {(status.pool, status.device, status.device_note) for status in router.statuses(family)}
+    devices = [PoolDevice(pool=pool, device=device, device_note=note) for pool, device, note in sorted(told, key=repr)]
+    return devices if any(one.device != "cpu" or one.device_note for one in devices) else []
+
+
+async def _servers(admin: Admin, family: str, shape: TemporalShape) -> dict[str, int | None]:
+    """Count the servers that have a window, and those of them that the model was trained on."""
+    forecaster = admin.forecasters.get(family)
+    if forecaster is None:  # windows come with requests
+        return {"total": shape.n_entities, "known": shape.n_entities}
+    try:
+        total, known = await forecaster.servers()
+    except ServeAppError as error:
+        log.warning("servers not counted", family=family, reason=str(error))
+        return {"total": None, "known": None}
+    return {"total": total, "known": known}
 
 
 async def _listed(admin: Admin, family: str) -> dict[str, KnownVersion]:

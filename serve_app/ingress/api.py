@@ -1,9 +1,7 @@
 """build_api(): FastAPI with its routers, and in front of it the hot routes as plain ASGI."""
 
 import time
-from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Final
 
 import structlog
 from fastapi import APIRouter, FastAPI, Request, Response
@@ -11,15 +9,15 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from serve_app.ingress.admin import Admin
 from serve_app.ingress.admin_models import admin_models_routers
 from serve_app.ingress.error_responses import error_response
+from serve_app.ingress.explain import Explanations, explain_router
+from serve_app.ingress.forecasts import Temporal, forecast_routers
 from serve_app.ingress.health import CollectMetrics, health_router
-from serve_app.ingress.inference import Inference, Message, Receive, Scope, Send
+from serve_app.ingress.inference import COUNTED, Inference, Message, Receive, Scope, Send, route_of
 from serve_app.ingress.operations import operations_router
 from serve_app.ingress.reload_all import reload_all_router
 from serve_app.ingress.reload_routes import admin_reload_router, models_reload_router
 from serve_app.usecases.route_request import RequestRouter
 
-METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-OTHER: Final = "other"
 log = structlog.get_logger(__name__)
 
 
@@ -53,16 +51,8 @@ class Api:
             await self.rest(scope, receive, send_on)
         finally:
             seconds = time.perf_counter() - started_s
-            self.inference.meter.observe_http(*route_of(scope), status, seconds)
-
-
-def route_of(scope: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the method and the template of the path that FastAPI found; `other` for what is neither ours nor HTTP's.
-
-    Never what the client sent: each new value would be a series of metrics for ever.
-    """
-    path = getattr(scope.get("route"), "path", OTHER)
-    return scope["method"] if scope["method"] in METHODS else OTHER, path
+            if COUNTED not in scope:
+                self.inference.meter.observe_http(*route_of(scope), status, seconds)
 
 
 def build_api(
@@ -73,13 +63,20 @@ def build_api(
     collect_metrics: CollectMetrics,
     admin: Admin | None = None,
     hooks: APIRouter | None = None,
+    temporal: Temporal | None = None,
+    explanations: Explanations | None = None,
 ) -> Api:
-    """Put the routes together; without `admin` there are no admin routes, without `hooks` no webhooks."""
+    """Put the routes together; without `admin` there are no admin routes, and so on."""
     rest = FastAPI(title="serve-app", version=_version(), description="Model server on Ray Serve.")
+    for routes in forecast_routers(temporal) if temporal is not None else ():
+        rest.include_router(routes)  # before those of `inference`, whose `/predict/{family}` fits them too
     rest.include_router(inference.describe())
-    rest.include_router(health_router(router, required, collect_metrics))
+    windows = temporal.kept if temporal is not None else _nothing_kept
+    rest.include_router(health_router(router, required, collect_metrics, windows))
     for routes in admin_routers(router, admin) if admin is not None else ():
         rest.include_router(routes)
+    if explanations is not None:
+        rest.include_router(explain_router(explanations))
     if hooks is not None:
         rest.include_router(hooks)
 
@@ -90,6 +87,10 @@ def build_api(
         return Response(body, status_code=status, headers={name.decode(): value.decode() for name, value in headers})
 
     return Api(inference, rest)
+
+
+def _nothing_kept(_family: str) -> None:
+    return None
 
 
 def admin_routers(router: RequestRouter, admin: Admin) -> list[APIRouter]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from serve_app.domain.errors import InvalidInputError
 from serve_app.ingress.error_responses import Response
 from serve_app.usecases.route_request import Target
 
@@ -23,3 +24,10 @@ class Dialect:
     read: Callable[[bytes, bytes, Target, int], Rows]
     write: Callable[[NDArray[Any], Target], bytes]
     refuse: Callable[[Exception], Response]
+
+
+def windows_wanted(target: Target) -> InvalidInputError:
+    """Return the error for rows that were sent to a model of windows."""
+    return InvalidInputError(
+        f"family {target.family!r} takes windows, not rows: send them as 'windows' to POST /predict/{target.family}"
+    )

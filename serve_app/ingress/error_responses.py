@@ -4,7 +4,7 @@ from typing import Final
 
 import orjson
 
-from serve_app.domain import access, errors, model_paths, webhook
+from serve_app.domain import access, errors, model_paths, webhook, windows
 
 Response = tuple[int, list[tuple[bytes, bytes]], bytes]
 """Status, headers without content-length, body."""
@@ -19,6 +19,8 @@ STATUS: Final[tuple[tuple[type[Exception], int], ...]] = (
     (webhook.ForgedDeliveryError, 401),
     (webhook.StaleDeliveryError, 401),
     (webhook.RepeatedDeliveryError, 409),
+    (windows.UnknownEntityError, 404),
+    (windows.NotReadyError, 409),
     (errors.PayloadTooLargeError, 413),
     (errors.UnsupportedMediaTypeError, 415),
     (errors.InvalidInputError, 422),
@@ -30,6 +32,7 @@ STATUS: Final[tuple[tuple[type[Exception], int], ...]] = (
     (errors.UnavailableError, 503),
     (errors.SourceError, 503),
     (errors.StoreError, 503),
+    (errors.CannotExplainError, 501),
     (errors.PredictionError, 500),
     (errors.RefusedVersionError, 500),
 )

@@ -1,6 +1,6 @@
 """Health, readiness, and what is loaded. `/health` is one body that serves the fields of every convention we know."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -8,16 +8,24 @@ from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse
 
 from serve_app.domain.errors import ServeAppError
+from serve_app.domain.retraining import RetrainStatus
 from serve_app.ingress.error_responses import error_response
 from serve_app.ingress.inference import LIVE_BODY
 from serve_app.usecases.route_request import NO_MODEL_RETRY_AFTER_S, RequestRouter
 
 CollectMetrics = Callable[[], Awaitable[bytes]]
+TellWindows = Callable[[str], Mapping[str, Any] | None]
+"""Says what is kept for a family; None for one without windows."""
 REGISTRY_KIND = "mlflow_registry"
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-def health_router(router: RequestRouter, required: frozenset[str], collect_metrics: CollectMetrics) -> APIRouter:
+def health_router(
+    router: RequestRouter,
+    required: frozenset[str],
+    collect_metrics: CollectMetrics,
+    windows: TellWindows = lambda _family: None,
+) -> APIRouter:
     """Build the routes; `required` names the families that `/ready` waits for."""
     api = APIRouter(tags=["health"])
 
@@ -35,7 +43,7 @@ def health_router(router: RequestRouter, required: frozenset[str], collect_metri
     @api.get("/health", summary="State of every family, with versions and last errors")
     @api.get("/health/", include_in_schema=False)
     async def health() -> JSONResponse:
-        return JSONResponse(health_body(router, required))
+        return JSONResponse(health_body(router, required, windows))
 
     @api.get("/models/current", summary="The version that answers by default")
     async def current(family: str = Query(default="", description="default: the default family")) -> Response:
@@ -54,7 +62,9 @@ def health_router(router: RequestRouter, required: frozenset[str], collect_metri
     return api
 
 
-def health_body(router: RequestRouter, required: frozenset[str]) -> dict[str, Any]:
+def health_body(
+    router: RequestRouter, required: frozenset[str], windows: TellWindows = lambda _family: None
+) -> dict[str, Any]:
     """Describe the whole server; the fields at the top speak of the default family."""
     target = router.current(router.default_family)
     loaded = router.loaded(target.family, target.version) if target else None
@@ -69,7 +79,7 @@ def health_body(router: RequestRouter, required: frozenset[str]) -> dict[str, An
         "generation": router.generation,
         "details": {"metrics": loaded.metrics if loaded else {}},
         "mlflow": _registry_body(router),
-        "families": {name: _family_body(router, name) for name in router.families},
+        "families": {name: _family_body(router, name, windows(name)) for name in router.families},
     }
 
 
@@ -98,6 +108,19 @@ def _source_body(router: RequestRouter, family: str) -> dict[str, Any] | None:
     return body | {"verified_at": _iso(source.verified_at_s), "next_try_at": _iso(source.next_try_s)}
 
 
+def _retraining_body(status: RetrainStatus) -> dict[str, Any]:
+    return {
+        "new_records": status.records,
+        "after_records": status.after_records,
+        "running": status.job,
+        "began_at": _iso(status.began_at_s),
+        "ended_at": _iso(status.ended_at_s),
+        "outcome": status.outcome,
+        "last_error": status.error,
+        "not_before": _iso(status.next_start_s),
+    }
+
+
 def _iso(at_s: float | None) -> str | None:
     """Write seconds since the epoch as RFC 3339 in UTC."""
     if at_s is None:
@@ -105,9 +128,12 @@ def _iso(at_s: float | None) -> str | None:
     return datetime.fromtimestamp(at_s, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
-def _family_body(router: RequestRouter, family: str) -> dict[str, Any]:
+def _family_body(router: RequestRouter, family: str, windows: Mapping[str, Any] | None) -> dict[str, Any]:
     target = router.current(family)
-    return {
+    kept = {} if windows is None else {"windows": windows}
+    if (retraining := router.retraining(family)) is not None:
+        kept["retraining"] = _retraining_body(retraining)
+    return kept | {
         "ready": target is not None,
         "model_version": target.version if target else None,
         "generation": target.generation if target else None,
@@ -122,6 +148,9 @@ def _family_body(router: RequestRouter, family: str) -> dict[str, Any]:
                 "loading": status.loading,
                 "failed": status.failed,
                 "last_error": status.last_error,
+                "device": status.device,
+                "device_note": status.device_note,
+                "no_room": status.no_room,
             }
             for status in router.statuses(family)
         ],

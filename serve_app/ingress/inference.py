@@ -44,6 +44,10 @@ PREFIX: Final = "/predict"
 OF_FAMILY: Final = "/predict/{family}"
 OF_DEFAULT: Final = "/predict/"
 LIVE: Final = "/live"
+COUNTED: Final = "serve_app.counted"
+"""Key of an ASGI scope whose answer was counted where it was made, with its family and version."""
+METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+OTHER: Final = "other"
 FLOAT32_MAX: Final = 3.4028234663852886e38
 _ASKED_OFTEN: Final = frozenset({LIVE, invocations.PING, invocations.VERSION})
 _ECHOED: Final = re.compile(rb"[\x21-\x7e]{1,128}")
@@ -69,7 +73,14 @@ class AnswerMeter(RequestMeter, Protocol):
     """
 
     def observe(
-        self, family: str, version: str, variant: str, status: int, seconds: float, route: str = OF_FAMILY
+        self,
+        family: str,
+        version: str,
+        variant: str,
+        status: int,
+        seconds: float,
+        route: str = OF_FAMILY,
+        method: str = "POST",
     ) -> None:
         """Count one answer to a prediction."""
         ...
@@ -97,7 +108,7 @@ class _Asked:
 
 
 class Inference:
-    """Answers predictions. Lives on one event loop."""
+    """Answers predictions. Lives on one event loop. `elsewhere` are paths below `/predict` that others answer."""
 
     def __init__(
         self,
@@ -107,8 +118,10 @@ class Inference:
         limits: RequestLimits,
         meter: AnswerMeter,
         access_log: bool,
+        elsewhere: frozenset[str] = frozenset(),
     ) -> None:
         self._router = router
+        self._elsewhere = elsewhere
         self._names = names
         self._limits = limits
         self.meter = meter
@@ -118,14 +131,14 @@ class Inference:
         self._ids = itertools.count(1)
         self._next_overload_line_s = 0.0
 
-    @staticmethod
-    def is_hot(scope: Scope) -> bool:
+    def is_hot(self, scope: Scope) -> bool:
         """Say whether `__call__` answers this request; all others belong to FastAPI."""
         if scope["type"] != "http":
             return False
         path: str = scope["path"]
         if scope["method"] == "POST":
-            return path.startswith(OF_DEFAULT) or path in (PREFIX, invocations.PATH)
+            is_ours = path.startswith(OF_DEFAULT) or path in (PREFIX, invocations.PATH)
+            return is_ours and path not in self._elsewhere
         return path in _ASKED_OFTEN and scope["method"] in ("GET", "HEAD")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -186,7 +199,7 @@ class Inference:
             answer = dialect.write(outputs, target)
         except Exception as error:
             return self._refuse(asked, error, target, time.perf_counter() - started_s)
-        headers = [error_responses.JSON_HEADER, *self._id_headers(asked), *_route_headers(target)]
+        headers = [error_responses.JSON_HEADER, *self._id_headers(asked), *route_headers(target)]
         seconds = time.perf_counter() - started_s
         self.meter.observe(target.family, target.version, target.variant, 200, seconds, asked.route)
         if self._access_log:
@@ -238,7 +251,7 @@ class Inference:
         family, version, variant = "", "", ""
         if target is not None:
             family, version, variant = target.family, target.version, target.variant
-            headers += _route_headers(target)
+            headers += route_headers(target)
         self.meter.observe(family, version, variant, status, seconds, asked.route)
         if status >= 500 and self._is_worth_a_line(error):
             known = isinstance(error, ServeAppError)
@@ -337,6 +350,15 @@ def _asked(scope: Scope) -> _Asked:
     return asked
 
 
+def route_of(scope: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the method and the template of the path that FastAPI found; `other` for what is neither ours nor HTTP's.
+
+    Never what the client sent: each new value would be a series of metrics for ever.
+    """
+    path = getattr(scope.get("route"), "path", OTHER)
+    return scope["method"] if scope["method"] in METHODS else OTHER, path
+
+
 @lru_cache(maxsize=256)
 def _predicted(path: str) -> tuple[str, str]:
     """Return the template of a path to `/predict`, and the family in it."""
@@ -381,7 +403,8 @@ def _response(answered: error_responses.Response) -> Response:
 
 
 @lru_cache(maxsize=512)
-def _route_headers(target: Target) -> tuple[tuple[bytes, bytes], ...]:
+def route_headers(target: Target) -> tuple[tuple[bytes, bytes], ...]:
+    """Return the headers that say who answered, and why it was chosen."""
     return (
         (b"x-model-family", target.family.encode()),
         (b"x-model-version", target.version.encode()),

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from serve_app.domain.errors import InvalidInputError, ServeAppError
 from serve_app.domain.mlflow_schema import enforced_rows
-from serve_app.ingress.dialect import Dialect, Rows
+from serve_app.ingress.dialect import Dialect, Rows, windows_wanted
 from serve_app.ingress.error_responses import JSON_HEADER, Response
 from serve_app.ingress.mlflow_bodies import FORMS, Bounds, error_response, predictions_body, read_table
 from serve_app.usecases.route_request import RequestRouter, Target
@@ -31,6 +31,8 @@ Answering = Callable[[Request], Awaitable[HttpResponse]]
 
 
 def _read(body: bytes, content_type: bytes, target: Target, max_rows: int) -> Rows:
+    if target.has_tensors:
+        raise windows_wanted(target)
     table = read_table(body, content_type, Bounds(target.input_names, max_rows))
     columns, layout = target.signature.inputs, target.signature.input_layout
     if layout is not None:

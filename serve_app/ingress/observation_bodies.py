@@ -67,11 +67,8 @@ def _items(document: Any) -> list[Any]:
 def _record(item: Any, where: str, known: frozenset[str]) -> Record:
     if not isinstance(item, dict):
         raise InvalidInputError(f"{where}: expected an object, got {json_kind(item)}")
-    entity = _one(item, ENTITY_KEYS, where)
-    if not isinstance(entity, str) or not 0 < len(entity) <= MAX_ENTITY_CHARACTERS or not entity.isprintable():
-        expected = f"{where}: expected a server's name of 1 to {MAX_ENTITY_CHARACTERS} printable characters"
-        raise InvalidInputError(f"{expected}, got {json_kind(entity)}")
-    at_s = _time(_one(item, TIME_KEYS, where), where)
+    entity = read_entity(item, where)
+    at_s = read_time(item, TIME_KEYS, where)
     values = _values(item, where, known)
     units = item.get(UNITS_KEY)
     if units is not None and not (isinstance(units, dict) and all(isinstance(unit, str) for unit in units.values())):
@@ -87,8 +84,26 @@ def _one(item: Mapping[str, Any], keys: Sequence[str], where: str) -> Any:
     return item[given[0]]
 
 
-def _time(value: Any, where: str) -> float:
-    """Return seconds since the epoch; a time without a zone is UTC."""
+def read_entity(item: Mapping[str, Any], where: str) -> str:
+    """Return the server that an object names; `where` is its place, for messages.
+
+    Raises:
+        InvalidInputError: It names none, or more than one, or what it names is no printable text of some length.
+    """
+    entity = _one(item, ENTITY_KEYS, where)
+    if not isinstance(entity, str) or not 0 < len(entity) <= MAX_ENTITY_CHARACTERS or not entity.isprintable():
+        expected = f"{where}: expected a server's name of 1 to {MAX_ENTITY_CHARACTERS} printable characters"
+        raise InvalidInputError(f"{expected}, got {json_kind(entity)}")
+    return entity
+
+
+def read_time(item: Mapping[str, Any], keys: Sequence[str], where: str) -> float:
+    """Return the time that an object has under one of `keys`, in seconds since the epoch; without a zone it is UTC.
+
+    Raises:
+        InvalidInputError: It has none, or several, or one that is no time.
+    """
+    value = _one(item, keys, where)
     if isinstance(value, int | float) and not isinstance(value, bool) and _is_usable(value):
         return float(value)
     if isinstance(value, str):

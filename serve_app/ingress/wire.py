@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from serve_app.domain.errors import InvalidInputError, NotJsonError, UnsupportedMediaTypeError, nearest
 from serve_app.domain.signature import Signature, json_kind, rows_of, shortened
-from serve_app.ingress.dialect import Dialect
+from serve_app.ingress.dialect import Dialect, windows_wanted
 from serve_app.ingress.error_responses import error_response
 from serve_app.usecases.route_request import Target
 
@@ -112,6 +112,8 @@ def predictions_json(outputs: NDArray[Any], output_names: tuple[str, ...]) -> by
 
 def _read(body: bytes, content_type: bytes, target: Target, max_rows: int) -> list[list[float]]:
     check_media_type(content_type)
+    if target.has_tensors:
+        raise windows_wanted(target)
     return read_rows(body, target.signature, max_rows=max_rows)
 
 

@@ -46,8 +46,10 @@ def golden_samples(bundle: Bundle) -> GoldenSamples | None:
     return GoldenSamples(np.asarray(document["inputs"], dtype=np.float64), document["outputs"])
 
 
-def check_golden(predictor: Predictor, bundle: Bundle) -> None:
+def check_golden(predictor: Predictor, bundle: Bundle, *, slack: float = 0.0) -> None:
     """Predict the golden samples of the bundle and compare, within the tolerance that its manifest states.
+
+    `slack` widens it where numbers are computed less exactly: by this share of the largest that an output expects.
 
     Raises:
         GoldenMismatchError: An output is further away than `atol + rtol * |expected|`; the message names the worst.
@@ -59,11 +61,13 @@ def check_golden(predictor: Predictor, bundle: Bundle) -> None:
         return
     _check_widths(samples, predictor.signature, f"{bundle.location}/{golden.path}")
     found = predictor.predict(samples.inputs).tolist()
+    largest = [_largest(column) for column in zip(*samples.outputs, strict=True)]
     wrong: list[tuple[float, str]] = []
     for row, (expected_row, found_row) in enumerate(zip(samples.outputs, found, strict=True)):
-        for name, expected, value in zip(predictor.signature.output_names, expected_row, found_row, strict=True):
-            excess, allowed = _excess(expected, value, rtol=golden.rtol, atol=golden.atol)
+        for place, (expected, value) in enumerate(zip(expected_row, found_row, strict=True)):
+            excess, allowed = _excess(expected, value, rtol=golden.rtol, atol=golden.atol + slack * largest[place])
             if excess > 0:
+                name = predictor.signature.output_at(place)
                 wrong.append(
                     (
                         excess,
@@ -78,6 +82,10 @@ def check_golden(predictor: Predictor, bundle: Bundle) -> None:
         )
 
 
+def _largest(column: tuple[float | str, ...]) -> float:
+    return max((abs(value) for value in column if not isinstance(value, str)), default=0.0)
+
+
 def _excess(expected: Any, found: Any, *, rtol: float, atol: float) -> tuple[float, float]:
     """Return by how much a value is beyond what is allowed (infinite for a wrong label or NaN), and what is allowed."""
     if isinstance(expected, str) or isinstance(found, str):
@@ -88,7 +96,7 @@ def _excess(expected: Any, found: Any, *, rtol: float, atol: float) -> tuple[flo
 
 
 def _check_widths(samples: GoldenSamples, signature: Signature, where: str) -> None:
-    n_inputs, n_outputs = len(signature.inputs), len(signature.outputs)
+    n_inputs, n_outputs = signature.input_width, signature.output_width
     problems = []
     if samples.inputs.shape[1] != n_inputs:
         problems.append(f"expected {n_inputs} values in each row of inputs, found {samples.inputs.shape[1]}")

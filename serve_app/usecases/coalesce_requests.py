@@ -24,6 +24,8 @@ from serve_app.domain.errors import (
 )
 from serve_app.usecases.ports import PredictClient
 
+Rows = list[list[float]] | NDArray[np.float64]
+"""Rows of one request: as its JSON had them, or an array (n_rows, input_width)."""
 MAX_TRIES = 2
 """A request whose replica went away, or does not hold the version, is sent once more, to another replica."""
 
@@ -40,7 +42,7 @@ class BatchLimits:
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
-    rows: list[list[float]]
+    rows: Rows
     n_bytes: int
     future: "asyncio.Future[NDArray[Any]]"
     deadline_s: float
@@ -79,8 +81,8 @@ class Coalescer:
         """True when nothing waits and no call is out."""
         return not self._queue and not self._batches_out
 
-    def submit(self, rows: list[list[float]]) -> "asyncio.Future[NDArray[Any]]":
-        """Queue the rows of one request; the future gives the outputs (len(rows), n_outputs).
+    def submit(self, rows: Rows) -> "asyncio.Future[NDArray[Any]]":
+        """Queue the rows of one request; the future gives the outputs (len(rows), output_width).
 
         The future raises `PredictionError`, `UnknownVersionError` or `UnavailableError`. Cancelling it hurts no other.
 
@@ -151,7 +153,11 @@ class Coalescer:
         return batch
 
     def _send(self, waiting: list[_Waiting]) -> None:
-        rows = np.array([row for one in waiting for row in one.rows], dtype=np.float64)
+        alone = waiting[0].rows
+        if len(waiting) == 1 and isinstance(alone, np.ndarray):
+            rows = alone
+        else:
+            rows = np.array([row for one in waiting for row in one.rows], dtype=np.float64)
         batch = _Batch(waiting, len(rows))
         self._batches_out.add(batch)
         if self._on_batch is not None:

@@ -28,6 +28,7 @@ from serve_app.usecases.follow_source import SourceFollower
 from serve_app.usecases.keep_state import StateKeeper
 from serve_app.usecases.ports import BundleRef, BundleSource, Clock, Fleet, Gateways, ReloadMeter
 from serve_app.usecases.reload_model import ModelReloader
+from serve_app.usecases.retrain_model import ModelRetrainer
 from serve_app.usecases.run_changes import ChangeRuns, Run
 
 LEASE_TTL_S = 15.0
@@ -38,13 +39,14 @@ log = structlog.get_logger(__name__)
 class ControlledFamily:
     """One family under control: where its bundles come from, who follows them, and who carries changes out.
 
-    `demands` loads what requests name; None: nothing is loaded by name.
+    `demands` loads what requests name; None: nothing is loaded by name. `retrainer` trains it; None: others do.
     """
 
     source: BundleSource
     follower: SourceFollower
     reloader: ModelReloader
     demands: VersionDemands | None = None
+    retrainer: ModelRetrainer | None = None
 
 
 class VersionControl:
@@ -81,8 +83,10 @@ class VersionControl:
         followers = {name: family.follower for name, family in self._families.items()}
         looks = {name: follower.trouble for name, follower in followers.items() if follower.trouble is not None}
         sources = {name: follower.status for name, follower in followers.items()}
+        trainings = {name: family.retrainer.status for name, family in self._families.items() if family.retrainer}
+        retraining = {name: status for name, status in trainings.items() if status is not None}
         return reload.table_of(self._keeper.state).model_copy(
-            update={"troubles": self._runs.troubles | looks, "sources": sources}
+            update={"troubles": self._runs.troubles | looks, "sources": sources, "retraining": retraining}
         )
 
     @property
@@ -228,15 +232,21 @@ class VersionControl:
         """Tell replicas that lack something they should hold; one that has just started may have missed a change."""
         wanted = self.wanted(family)
         missing = [
-            ref
-            for status in statuses
-            for ref in wanted
-            if not status.holds_bundle(ref.version, ref.digest)
-            and ref.version not in status.loading
-            and ref.digest not in status.failed
+            ref for status in statuses for ref in wanted if _lacks(status, ref) and ref.digest not in status.no_room
         ]
-        if missing:
-            await self._fleet.prepare(family, wanted)
+        late = self._late_to_unload(family, statuses)
+        if missing or late:
+            await self._fleet.prepare(family, wanted, unloading=late)
+
+    def _late_to_unload(self, family: str, statuses: Sequence[ReplicaStatus]) -> tuple[str, ...]:
+        """Name the replicas that lacked the room for what is active now: after the commit they may unload for it."""
+        record = self._keeper.state.family(family)
+        if record.change is not None or record.active is None or not self._known(family).reloader.unloads_first:
+            return ()
+        active = record.active
+        return tuple(
+            status.replica_id for status in statuses if _lacks(status, active) and active.digest in status.no_room
+        )
 
     def _known(self, family: str) -> ControlledFamily:
         if family not in self._families:
@@ -286,6 +296,12 @@ class VersionControl:
         return await self._runs.launch(
             family, ref, actor=actor, action="reload", reason=reason, follows=version is None and pin is None
         )
+
+
+def _lacks(status: ReplicaStatus, ref: VersionRef) -> bool:
+    """True when a replica has not a bundle, does not load it, and has not refused it."""
+    is_here = status.holds_bundle(ref.version, ref.digest)
+    return not (is_here or ref.version in status.loading or ref.digest in status.failed)
 
 
 def _known_version(ref: BundleRef, record: FamilyRecord, is_resident: object) -> KnownVersion:

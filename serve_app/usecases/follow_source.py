@@ -63,6 +63,7 @@ class SourceFollower:
         self._n_failed = 0
         self.pin: str | None = None
         self.trouble: str | None = None
+        self._told: str | None = None
 
     @property
     def rule(self) -> FollowRule:
@@ -95,6 +96,8 @@ class SourceFollower:
             self._failed(str(error), self._retry_delay_s())
             return await self._remembered() if record.active is None and pin is None else None
         self._n_failed, self._next_try_at_s, self.trouble = 0, None, None
+        if found is not None and found[0].digest not in record.failed:
+            self._told = None
         if found is None:
             self._failed("the source has no bundle yet", self._retry_delay_s())
             return None
@@ -164,7 +167,9 @@ class SourceFollower:
         self.trouble = why
         self._look_again_in(delay_s)
         self._next_try_at_s = self._clock.now_s() + delay_s
-        log.warning("source not followed", family=self._family, reason=why, next_try_s=round(delay_s, 1))
+        tell = log.debug if why == self._told else log.warning  # one line, however many tries it takes
+        tell("source not followed", family=self._family, reason=why, next_try_s=round(delay_s, 1))
+        self._told = why
 
     def _retry_delay_s(self) -> float:
         delay_s = retry_delay_s(self._n_failed, dice=self._dice())

@@ -5,29 +5,24 @@ on it are under way: they end as they began, and the last one frees the memory.
 """
 
 import asyncio
-import contextlib
 import threading
-import traceback
-from collections.abc import Callable, Collection, Coroutine, Mapping
+import time
+import weakref
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from serve_app.domain.errors import BundleError, ReloadError, ServeAppError
-from serve_app.domain.model_slot import STAGES, Slot, SlotState
-from serve_app.domain.residency import EvictionPlan, Resident, evictions
+from serve_app.domain.errors import BundleError, ServeAppError
+from serve_app.domain.model_slot import Slot, SlotState
+from serve_app.domain.residency import EvictionPlan, NoRoomError, Resident, evictions, no_room, room_for
 from serve_app.domain.status import LoadedVersion
-from serve_app.usecases.forget_oldest import forget_oldest
 from serve_app.usecases.load_model import LoadedModel, LoadPolicy, load_model, wrong_digest
+from serve_app.usecases.model_room import Measured, ModelRoom
 from serve_app.usecases.ports import BundleSource, Clock, Loader
-
-KEPT_ENDED_SLOTS = 20
-"""How many failed and released versions `slots` and `failed` still tell of."""
-
-
-class LoadCancelledError(ReloadError):
-    """A load was given up before it ended."""
+from serve_app.usecases.run_loads import Load, LoadCancelledError, LoadRunner
+from serve_app.usecases.version_slots import VersionSlots
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,23 +62,10 @@ class _Held:
     is_passing: bool = False
 
 
-@dataclass(slots=True, eq=False)
-class _Load:
-    """A load. Its outcome stands once `is_over`, though its thread, which nothing can stop, may not have `ended`."""
-
-    version: str
-    digest: str | None
-    result: asyncio.Future[LoadedVersion]
-    is_over: bool = False
-    is_demanded: bool = False
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
-
-
 class ResidentModels:
     """Loads, keeps and lets go of the versions of one family. Lives on one event loop; all calls are made there.
 
-    Loads run one at a time, each in a thread of its own. One that passed its deadline gives its place to the next; what
-    its thread may still bring is dropped. A version is never loaded twice at once.
+    Loads are run by a `LoadRunner`; a version is never loaded twice at once. Each has to fit into the `ModelRoom`.
 
     Args:
         source: Where bundles come from.
@@ -91,6 +73,7 @@ class ResidentModels:
         loaders: By name.
         clock: Time.
         limits: See `ResidencyLimits`.
+        room: What a load has to fit into; default: anything fits.
         beside_serving: Entered in the thread around each load, so that it yields to predictions.
         give_back_memory: Called in a thread after each load and each eviction.
         on_load_ended: Called with the slot of each load that has ended, well or not.
@@ -104,23 +87,24 @@ class ResidentModels:
         loaders: Mapping[str, Loader],
         clock: Clock,
         limits: ResidencyLimits,
+        room: ModelRoom | None = None,
         beside_serving: Callable[[], AbstractContextManager[None]] = nullcontext,
         give_back_memory: Callable[[], None] = lambda: None,
         on_load_ended: Callable[[Slot], None] = lambda _: None,
     ) -> None:
-        self._load_model = partial(load_model, source, policy=policy, loaders=loaders, clock=clock)
-        self._clock = clock
+        self._room = room or ModelRoom()
+        self._runner = LoadRunner(
+            partial(load_model, source, policy=policy, loaders=loaders, clock=clock, memory=self._room.memory), self,
+            timeout_s=limits.load_timeout_s, monotonic_s=clock.monotonic_s, beside_serving=beside_serving,
+            give_back_memory=give_back_memory,
+        )  # fmt: skip
         self._monotonic_s = clock.monotonic_s
         self._limits = limits
-        self._beside_serving = beside_serving
         self._give_back_memory = give_back_memory
         self._on_load_ended = on_load_ended
-        self._place = asyncio.Lock()
         self._held: dict[str, _Held] = {}
-        self._slots: dict[str, Slot] = {}
-        self._loads: dict[str, _Load] = {}  # those that are not over
-        self._threads: dict[str, _Load] = {}  # those whose thread has not ended
-        self._failed: dict[str, str] = {}
+        self._slots = VersionSlots()
+        self._loads: dict[str, Load] = {}  # those that are not over
         self._pinned: frozenset[str] = frozenset()
         self._n_hits_of_evicted = self._n_misses = self._n_evictions = 0
         self._last_demanded: str | None = None
@@ -137,16 +121,20 @@ class ResidentModels:
         held.n_uses += 1
         return held.model
 
-    async def prepare(self, version: str, digest: str | None = None) -> LoadedVersion:
+    async def prepare(
+        self, version: str, digest: str | None = None, *, yielding: Sequence[str] | None = None
+    ) -> LoadedVersion:
         """Make `version` resident, from the bundle with this manifest digest (None: any), and return its facts.
 
         At once if it is resident; a load of it that is under way is joined, and goes on if this call is cancelled. A
-        version that failed is tried again.
+        version that failed is tried again. Where it does not fit, the least recently used of what is not pinned leaves
+        for it, and then what is in `yielding`, the first first; those come back if it fails nevertheless.
 
         Raises:
             BundleError: The bundle is refused, or another one is resident under this name.
             GoldenMismatchError: The model does not reproduce its stored outputs.
             SourceError: The source cannot be read now.
+            NoRoomError: It does not fit beside what has to stay.
             LoadCancelledError: `cancel` was called.
             ReloadError: Loading took too long, or raised something else.
         """
@@ -155,10 +143,12 @@ class ResidentModels:
             facts = held.model.facts
         else:
             load = self._loads.get(version) or self._begin(version, digest)
+            if yielding is not None:
+                load.yielding = yielding
             facts = await asyncio.shield(load.result)
         if digest is not None and facts.digest != digest:
             error = wrong_digest(f"version {version}", expected=digest, found=facts.digest)
-            self._note_failure(digest, str(error))
+            self._slots.note_failure(digest, str(error))
             raise error
         return facts
 
@@ -197,6 +187,7 @@ class ResidentModels:
             if version in self._held:
                 self._held[version].is_passing = False
         self._pinned = frozenset(versions)
+        self._slots.keep_left_out(self._pinned)
         self._settle(now_s)
 
     async def release(self) -> EvictionPlan:
@@ -232,7 +223,7 @@ class ResidentModels:
     def slots(self) -> tuple[Slot, ...]:
         """Return every version that is here or on its way, and the last that failed or left."""
         self._settle(self._monotonic_s())
-        return tuple(self._slots.values())
+        return self._slots.all()
 
     def facts(self) -> tuple[LoadedVersion, ...]:
         """Return what is known of each resident version."""
@@ -240,92 +231,35 @@ class ResidentModels:
 
     def loading(self) -> dict[str, str]:
         """Return the versions on their way, each with its state."""
-        return {name: str(slot.state) for name, slot in self._slots.items() if _is_on_its_way(slot)}
+        return self._slots.loading()
 
     def failed(self) -> dict[str, str]:
         """Return why bundles were refused, by digest, the newest last; one that is tried again is left out."""
-        return dict(self._failed)
+        return self._slots.failed()
+
+    def left_out(self) -> dict[str, str]:
+        """Return by digest why pinned versions are not here: they wait until others may be let go of for them."""
+        return self._slots.left_out()
 
     def counts(self) -> Counts:
         """Return how often versions were found, missed and let go of."""
         hits = self._n_hits_of_evicted + sum(held.n_uses for held in self._held.values())
         return Counts(hits, self._n_misses, self._n_evictions)
 
-    def _begin(self, version: str, digest: str | None) -> _Load:
-        now_s = self._monotonic_s()
-        slot = self._slots.pop(version, None)  # the newest is last
-        if slot is None:
-            self._slots[version] = Slot.queued(version, digest, now_s=now_s)
-        else:
-            self._slots[version] = slot.moved(SlotState.QUEUED, now_s=now_s, digest=digest)
-        if digest is not None:
-            self._failed.pop(digest, None)
-        load = _Load(version, digest, asyncio.get_running_loop().create_future())
+    def _begin(self, version: str, digest: str | None) -> Load:
+        self._slots.queue(version, digest, now_s=self._monotonic_s())
+        load = Load(version, digest, asyncio.get_running_loop().create_future())
         load.result.add_done_callback(_retrieve)
         self._loads[version] = load
-        self._start(self._supervise(load))
+        self._start(self._runner.run(load))
         return load
 
-    async def _supervise(self, load: _Load) -> None:
-        """Give a load its turn, its thread and its deadline."""
-        timeout_s = self._limits.load_timeout_s
-        earlier = self._threads.get(load.version)
-        try:
-            if earlier is not None:
-                async with asyncio.timeout(timeout_s):
-                    await earlier.ended.wait()
-            async with self._place:
-                if load.is_over:
-                    return
-                self._threads[load.version] = load
-                loop = asyncio.get_running_loop()
-                # A daemon: a load that hangs must not keep the process from ending.
-                threading.Thread(target=self._run, args=(load, loop), name=f"load {load.version}", daemon=True).start()
-                async with asyncio.timeout(timeout_s):
-                    await load.ended.wait()
-        except TimeoutError:
-            if not load.is_over:
-                state = self._slots[load.version].state
-                still = "an earlier load of it has not ended" if state is SlotState.QUEUED else f"it is {state}"
-                self._fail(load, ReloadError(f"{load.version} was not loaded within {timeout_s:g} s: {still}"))
+    def entered(self, load: Load, stage: SlotState, now_s: float) -> None:
+        """See `LoadEvents.entered`."""
+        self._slots.move(load.version, stage, now_s)
 
-    def _run(self, load: _Load, loop: asyncio.AbstractEventLoop) -> None:
-        """Load in this thread. Whatever the bundle's code raises becomes a result."""
-
-        def post(what: Callable[..., None], *args: Any) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: the process is about to end
-                loop.call_soon_threadsafe(what, *args)
-
-        def on_stage(stage: SlotState) -> None:
-            if load.is_over:
-                raise LoadCancelledError(f"loading {load.version} was given up")
-            post(self._enter, load, stage, self._monotonic_s())
-
-        try:
-            with self._beside_serving():
-                outcome: LoadedModel | ServeAppError = self._load_model(
-                    load.version, digest=load.digest, on_stage=on_stage
-                )
-        except ServeAppError as error:
-            outcome = error
-        except BaseException as error:  # also SystemExit, which would end the event loop
-            outcome = ReloadError(f"loading {load.version} failed: {type(error).__name__}: {error}")
-            outcome.__cause__ = error
-        if isinstance(outcome, ServeAppError):
-            _forget_locals(outcome)
-        post(self._end, load, outcome)
-        del outcome
-        self._give_back_memory()
-
-    def _enter(self, load: _Load, stage: SlotState, now_s: float) -> None:
-        if not load.is_over:
-            self._move(load.version, stage, now_s)
-
-    def _end(self, load: _Load, outcome: LoadedModel | ServeAppError) -> None:
-        load.ended.set()
-        del self._threads[load.version]
-        if load.is_over:
-            return
+    def ended(self, load: Load, outcome: LoadedModel | ServeAppError) -> None:
+        """See `LoadEvents.ended`."""
         if isinstance(outcome, ServeAppError):
             self._fail(load, outcome)
             return
@@ -336,9 +270,10 @@ class ResidentModels:
             return
         now_s = self._monotonic_s()
         self._close(load)
+        self._room.learn(facts)
         is_passing = load.is_demanded and load.version not in self._pinned
         self._held[load.version] = _Held(outcome, now_s, is_passing=is_passing)
-        self._move(load.version, SlotState.READY, now_s, digest=facts.digest)
+        self._slots.move(load.version, SlotState.READY, now_s, digest=facts.digest)
         load.result.set_result(facts)
         self._on_load_ended(self._slots[load.version])
         if is_passing:
@@ -346,23 +281,81 @@ class ResidentModels:
             if self._drop_surplus().versions:
                 self._start(asyncio.to_thread(self._give_back_memory))
 
-    def _fail(self, load: _Load, error: ServeAppError) -> None:
+    def make_room(self, load: Load, artifact_bytes: int) -> None:
+        """See `LoadEvents.make_room`.
+
+        Raises:
+            NoRoomError: The version does not fit beside what has to stay. Nothing has left for it, or all that could.
+        """
+        if not self._room.binds(is_pinned=load.version in self._pinned):
+            return
+        loop = load.result.get_loop()
+        while True:
+            measured = self._room.measured()
+            leaving = asyncio.run_coroutine_threadsafe(self._clear_for(load, artifact_bytes, measured), loop).result()
+            if not leaving:
+                return
+            self._give_back_memory()
+            waits_until_s = time.monotonic() + self._limits.grace_s
+            for gone in leaving:  # batches under way end as they began
+                gone.wait(max(waits_until_s - time.monotonic(), 0.0))
+            self._give_back_memory()
+
+    async def _clear_for(self, load: Load, artifact_bytes: int, measured: Measured | None) -> list[threading.Event]:
+        """Let go of what must go so that a load fits, and return what is set when each is really gone."""
+        if load.is_over:
+            raise LoadCancelledError(f"loading {load.version} was given up")
+        residents = [
+            Resident(name, self._room.held_bytes(held.model.facts), held.needed_s) for name, held in self._held.items()
+        ]
+        asked = self._room.asked(artifact_bytes, measured, held_bytes=sum(one.artifact_bytes for one in residents))
+        plan = room_for(
+            asked.needed_bytes, residents, free_bytes=asked.free_bytes, pinned=self._pinned,
+            yielding=load.yielding or (),
+        )  # fmt: skip
+        if plan.bytes_short:
+            raise no_room(
+                load.version, needed_bytes=asked.needed_bytes, free_bytes=asked.free_bytes,
+                total_bytes=asked.total_bytes, staying=[name for name in self._held if name in self._pinned],
+                policy=self._room.policy,
+            )  # fmt: skip
+        return [self._unload(version, load) for version in plan.versions]
+
+    def _unload(self, version: str, load: Load) -> threading.Event:
+        """Let go of a version for a load, in use or not; a pinned one comes back if the load fails."""
+        gone = threading.Event()
+        model = self._held[version].model
+        weakref.finalize(model, gone.set).atexit = False
+        if version in self._pinned:
+            load.unloaded.append((version, model.facts.digest))
+            reason = f"{version} was let go of to make room for {load.version}"
+            self._slots.leave_out(version, model.facts.digest, reason)
+        now_s = self._monotonic_s()
+        self._settle(now_s)
+        if self._slots[version].state is SlotState.SERVING:
+            self._slots.move(version, SlotState.DRAINING, now_s)
+        self._drop(version)
+        return gone
+
+    def _fail(self, load: Load, error: ServeAppError) -> None:
         self._close(load)
         reason = str(error) or type(error).__name__
-        self._move(load.version, SlotState.FAILED, self._monotonic_s(), reason=reason)
-        if load.digest is not None and not isinstance(error, LoadCancelledError):
-            self._note_failure(load.digest, reason)
+        self._slots.move(load.version, SlotState.FAILED, self._monotonic_s(), reason=reason)
+        waits_its_turn = isinstance(error, NoRoomError) and self._room.unloads and load.yielding is None
+        if load.digest is not None and waits_its_turn and load.version in self._pinned:
+            self._slots.leave_out(load.version, load.digest, reason)
+        elif load.digest is not None and not isinstance(error, LoadCancelledError):
+            self._slots.note_failure(load.digest, reason)
         load.result.set_exception(error)
-        self._on_load_ended(self._slots[load.version])
+        if not waits_its_turn:
+            self._on_load_ended(self._slots[load.version])
+        for version, digest in reversed(load.unloaded):  # the most important left last
+            if version in self._pinned and version not in self._held and version not in self._loads:
+                self._begin(version, digest)
 
-    def _close(self, load: _Load) -> None:
+    def _close(self, load: Load) -> None:
         load.is_over = True
         del self._loads[load.version]
-
-    def _note_failure(self, digest: str, reason: str) -> None:
-        self._failed.pop(digest, None)
-        self._failed[digest] = reason
-        forget_oldest(self._failed, most=KEPT_ENDED_SLOTS)
 
     def _plan(self, pinned: Collection[str]) -> EvictionPlan:
         residents = [
@@ -406,7 +399,7 @@ class ResidentModels:
     def _drop(self, version: str) -> None:
         self._n_hits_of_evicted += self._held.pop(version).n_uses
         self._n_evictions += 1
-        self._move(version, SlotState.RELEASED, self._monotonic_s())
+        self._slots.move(version, SlotState.RELEASED, self._monotonic_s())
 
     def _settle(self, now_s: float) -> None:
         """Bring the slots of resident versions up to what has been asked of them since: `get` has no time for it."""
@@ -414,22 +407,13 @@ class ResidentModels:
             state = self._slots[version].state
             is_recent = held.n_uses > 0 and now_s < held.needed_s + self._limits.grace_s
             if is_recent and state is SlotState.READY:
-                state = self._move(version, SlotState.SERVING, now_s)
+                state = self._slots.move(version, SlotState.SERVING, now_s)
             if is_recent and version in self._pinned and state is SlotState.DRAINING:
-                self._move(version, SlotState.SERVING, now_s)
+                self._slots.move(version, SlotState.SERVING, now_s)
             elif is_recent and version not in self._pinned and state is SlotState.SERVING:
-                self._move(version, SlotState.DRAINING, now_s)
+                self._slots.move(version, SlotState.DRAINING, now_s)
             elif not is_recent and state in (SlotState.SERVING, SlotState.DRAINING):
-                self._move(version, SlotState.READY, now_s)
-
-    def _move(
-        self, version: str, to: SlotState, now_s: float, *, digest: str | None = None, reason: str = ""
-    ) -> SlotState:
-        self._slots[version] = self._slots[version].moved(to, now_s=now_s, digest=digest, reason=reason)
-        ended = [name for name, slot in self._slots.items() if slot.state in (SlotState.FAILED, SlotState.RELEASED)]
-        for name in ended[:-KEPT_ENDED_SLOTS]:
-            del self._slots[name]
-        return to
+                self._slots.move(version, SlotState.READY, now_s)
 
     def _start(self, work: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -437,19 +421,7 @@ class ResidentModels:
         task.add_done_callback(self._tasks.discard)
 
 
-def _is_on_its_way(slot: Slot) -> bool:
-    return slot.state is SlotState.QUEUED or slot.state in STAGES
-
-
 def _retrieve(result: asyncio.Future[LoadedVersion]) -> None:
     """Look at the outcome, so that asyncio does not complain where nobody waits for it any more."""
     if not result.cancelled():
         result.exception()
-
-
-def _forget_locals(error: BaseException) -> None:
-    """Free what the frames of a failed load hold, the bundle's bytes above all, though the error lives on in logs."""
-    seen: BaseException | None = error
-    while seen is not None:
-        traceback.clear_frames(seen.__traceback__)
-        seen = seen.__cause__ or seen.__context__

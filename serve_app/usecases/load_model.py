@@ -11,7 +11,7 @@ from serve_app.domain.manifest import check_manifest
 from serve_app.domain.model_slot import SlotState
 from serve_app.domain.status import LoadedVersion
 from serve_app.usecases.check_golden import check_golden, golden_samples
-from serve_app.usecases.ports import Bundle, BundleSource, Clock, Loader, Predictor
+from serve_app.usecases.ports import Bundle, BundleSource, Clock, DeviceMemory, Loader, Predictor, TemporalPredictor
 
 INLINE_LIMIT_S = 0.002
 """A 64-row batch faster than this is predicted on the event loop; a thread would cost more than it saves."""
@@ -21,15 +21,19 @@ _WARM_UP_RUNS = 3
 
 @dataclass(frozen=True, slots=True)
 class LoadPolicy:
-    """What the operator asks of a bundle: family and `models_type`, the loader if it names none, pickle permission."""
+    """What the operator asks of a bundle: family and `models_type`, the loader if it names none, pickle permission.
+
+    `golden_slack` is for a device that computes less exactly than golden samples expect, see `check_golden`.
+    """
 
     family: str
     models_type: str
     default_loader: str
     allowed_pickle_loaders: tuple[str, ...]
+    golden_slack: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class LoadedModel:
     """A version ready to answer, and what is known of it."""
 
@@ -46,12 +50,14 @@ def load_model(
     clock: Clock,
     digest: str | None = None,
     on_stage: Callable[[SlotState], None] = lambda _: None,
+    make_room: Callable[[int], None] = lambda _: None,
+    memory: DeviceMemory | None = None,
 ) -> LoadedModel:
     """Load `version` (or `"current"`) completely, or raise and leave nothing behind.
 
     `digest` is the sha256 (hex) that the manifest must have; None takes any. `on_stage` hears of each stage as it
-    begins, in this thread; what it raises ends the load. The source checks the files' digests while it fetches, on the
-    bytes that it keeps, so verifying is what is left: the digest of the whole and the operator's rules.
+    begins, in this thread, and `make_room` of the bytes of all files before they are loaded; what they raise ends the
+    load. `memory` measures what load and warm-up take of a device.
 
     Raises:
         BundleError: The bundle is refused, with all its problems.
@@ -59,29 +65,18 @@ def load_model(
         SourceError: The source cannot be read now.
     """
     started_s = clock.monotonic_s()
-    on_stage(SlotState.FETCHING)
-    bundle = source.fetch(version)
-    on_stage(SlotState.VERIFYING)
-    if digest is not None and bundle.digest != digest:
-        raise wrong_digest(bundle.location, expected=digest, found=bundle.digest)
+    bundle, loader = _fetch(source, version, policy=policy, loaders=loaders, digest=digest, on_stage=on_stage)
     manifest = bundle.manifest
-    name = manifest.loader or policy.default_loader
-    problems = check_manifest(
-        manifest,
-        models_type=policy.models_type,
-        family=policy.family,
-        loaders={known: loader.uses_pickle for known, loader in loaders.items()},
-        default_loader=policy.default_loader,
-        allowed_pickle_loaders=policy.allowed_pickle_loaders,
-    )
-    if problems:
-        raise BundleError(bundle.location, problems)
+    make_room(sum(map(len, bundle.files.values())))
     on_stage(SlotState.LOADING)
-    predictor = loaders[name].load(bundle)
+    if memory is not None:
+        memory.begin()
+    predictor = loader.load(bundle)
     on_stage(SlotState.WARMING_UP)
     batch_s = _warm_up(predictor, bundle)
+    device_bytes, device_peak_bytes = (0, 0) if memory is None else memory.used()
     on_stage(SlotState.CHECKING)
-    check_golden(predictor, bundle)
+    check_golden(predictor, bundle, slack=policy.golden_slack)
     return LoadedModel(
         predictor,
         LoadedVersion(
@@ -97,8 +92,43 @@ def load_model(
             runs_inline=batch_s < INLINE_LIMIT_S,
             metrics=dict(manifest.metrics or {}),
             training=dict(manifest.training or {}),
+            temporal=predictor.temporal if isinstance(predictor, TemporalPredictor) else None,
+            device_bytes=device_bytes,
+            device_peak_bytes=device_peak_bytes,
         ),
     )
+
+
+def _fetch(
+    source: BundleSource,
+    version: str,
+    *,
+    policy: LoadPolicy,
+    loaders: Mapping[str, Loader],
+    digest: str | None,
+    on_stage: Callable[[SlotState], None],
+) -> tuple[Bundle, Loader]:
+    """Fetch and verify a version, and return it with its loader.
+
+    The source checks the files' digests while it fetches, on the bytes that it keeps, so verifying is what is left: the
+    digest of the whole and the operator's rules.
+    """
+    on_stage(SlotState.FETCHING)
+    bundle = source.fetch(version)
+    on_stage(SlotState.VERIFYING)
+    if digest is not None and bundle.digest != digest:
+        raise wrong_digest(bundle.location, expected=digest, found=bundle.digest)
+    problems = check_manifest(
+        bundle.manifest,
+        models_type=policy.models_type,
+        family=policy.family,
+        loaders={known: loader.uses_pickle for known, loader in loaders.items()},
+        default_loader=policy.default_loader,
+        allowed_pickle_loaders=policy.allowed_pickle_loaders,
+    )
+    if problems:
+        raise BundleError(bundle.location, problems)
+    return bundle, loaders[bundle.manifest.loader or policy.default_loader]
 
 
 def wrong_digest(where: str, *, expected: str, found: str) -> BundleError:
@@ -111,7 +141,7 @@ def wrong_digest(where: str, *, expected: str, found: str) -> BundleError:
 def _warm_up(predictor: Predictor, bundle: Bundle) -> float:
     """Predict a few times, the golden inputs where there are some, and return the seconds of the fastest batch."""
     golden = golden_samples(bundle)
-    n_inputs = len(predictor.signature.inputs)
+    n_inputs = predictor.signature.input_width
     rows = np.zeros((1, n_inputs)) if golden is None else golden.inputs
     batch = np.resize(rows, (_WARM_UP_ROWS, n_inputs))
     times_s = []
@@ -119,7 +149,7 @@ def _warm_up(predictor: Predictor, bundle: Bundle) -> float:
         started_s = time.perf_counter()
         outputs = predictor.predict(batch)
         times_s.append(time.perf_counter() - started_s)
-        expected = (_WARM_UP_ROWS, len(predictor.signature.outputs))
+        expected = (_WARM_UP_ROWS, predictor.signature.output_width)
         if outputs.shape != expected:
             problem = f"expected outputs of shape {expected}, as the signature says, found {outputs.shape}"
             raise BundleError(bundle.location, [problem])

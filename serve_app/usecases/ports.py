@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +22,7 @@ from serve_app.domain.reload import (
 from serve_app.domain.signature import Signature
 from serve_app.domain.source_status import SourceStatus
 from serve_app.domain.status import ReplicaStatus
-from serve_app.domain.windows import Record
-
-if TYPE_CHECKING:
-    from serve_app.usecases.keep_windows import TableImage
+from serve_app.domain.temporal import TemporalShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +131,22 @@ class Predictor(Protocol):
         ...
 
     def predict(self, rows: NDArray[np.float64]) -> NDArray[Any]:
-        """Predict a batch: float64 (batch, n_inputs) -> (batch, n_outputs), columns as in `signature.outputs`."""
+        """Predict a batch: float64 (batch, input_width) -> (batch, output_width), columns as in the signature."""
+        ...
+
+
+@runtime_checkable
+class TemporalPredictor(Predictor, Protocol):
+    """A predictor of windows; `usecases/window_rows.py` makes its rows and takes its answers apart."""
+
+    @property
+    def temporal(self) -> TemporalShape:
+        """What its windows and answers look like."""
+        ...
+
+    @property
+    def entities(self) -> tuple[str, ...]:
+        """Names of what it was trained on; it forecasts others too."""
         ...
 
 
@@ -152,6 +164,26 @@ class Loader(Protocol):
         Raises:
             BundleError: The contents do not fit the loader, with all problems.
         """
+        ...
+
+
+class DeviceMemory(Protocol):
+    """The memory of the device that a replica's models lie in. Asked in threads; one load at a time is measured."""
+
+    def free_bytes(self) -> int:
+        """Return what a model could have now; memory that is only cached counts as free."""
+        ...
+
+    def total_bytes(self) -> int:
+        """Return the size of the memory."""
+        ...
+
+    def begin(self) -> None:
+        """A load begins."""
+        ...
+
+    def used(self) -> tuple[int, int]:
+        """Return the bytes that came to lie there since `begin`, and the most that there were at any moment since."""
         ...
 
 
@@ -338,8 +370,11 @@ class Fleet(Protocol):
         """Return how many replicas Serve says are running or starting."""
         ...
 
-    async def prepare(self, family: str, refs: Sequence[VersionRef]) -> None:
-        """Have every replica load these beside what it serves, the most important first."""
+    async def prepare(self, family: str, refs: Sequence[VersionRef], *, unloading: Collection[str] = ()) -> None:
+        """Have every replica load these beside what it serves, the most important first.
+
+        Replicas in `unloading` (their ids) may let go of less important ones first for one that does not fit.
+        """
         ...
 
     async def load(self, family: str, ref: VersionRef) -> None:
@@ -402,29 +437,4 @@ class DemandMeter(Protocol):
 
     def observe_demand(self, family: str, result: DemandResult, seconds: float) -> None:
         """A demand ended."""
-        ...
-
-
-class RecordJournal(Protocol):
-    """Keeps the records of windows on disk. Blocking; for one thread at a time."""
-
-    @property
-    def journal_bytes(self) -> int:
-        """Size of what a restart would have to read beside the last image."""
-        ...
-
-    def append(self, records: Sequence[Record]) -> None:
-        """Write records that are about to be acknowledged: all of them, or none.
-
-        Raises:
-            StoreError: The disk is full or gone; nothing is written.
-        """
-        ...
-
-    def compact(self, image: "TableImage") -> None:
-        """Replace all that was appended by an image that holds it.
-
-        Raises:
-            StoreError: It cannot be written; everything that was there still is.
-        """
         ...

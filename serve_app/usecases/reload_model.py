@@ -5,15 +5,16 @@ any point goes on where it was. Nothing a candidate does is seen by requests bef
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import structlog
 
 from serve_app.domain import reload
-from serve_app.domain.coverage import coverage
+from serve_app.domain.coverage import Covered, coverage, next_to_unload
 from serve_app.domain.errors import ReloadError, SourceError, TrialError
 from serve_app.domain.reload import AuditEntry, FamilyRecord, Phase, StoredState, VersionRef
+from serve_app.domain.status import ReplicaStatus
 from serve_app.usecases.keep_state import StateKeeper
 from serve_app.usecases.ports import Clock, Fleet, Gateways, ReloadMeter, Trial, TrialLimits
 
@@ -26,10 +27,14 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ReloadPolicy:
-    """Bounds of one change: the trial's limits, and seconds until every replica must be ready."""
+    """Bounds of one change: the trial's limits, and seconds until every replica must be ready.
+
+    `unloads_first`: replicas that have no room for two versions let go of the old one first, half of them at a time.
+    """
 
     trial: TrialLimits
     prepare_timeout_s: float
+    unloads_first: bool = False
 
 
 class ModelReloader:
@@ -56,6 +61,11 @@ class ModelReloader:
         self._clock = clock
         self._meter = meter
         self._n_gateways: int | None = None
+
+    @property
+    def unloads_first(self) -> bool:
+        """True where replicas without room for two versions let go of the old one first."""
+        return self._policy.unloads_first
 
     @property
     def record(self) -> FamilyRecord:
@@ -104,15 +114,15 @@ class ModelReloader:
         return bool(statuses) and all(status.holds_bundle(ref.version, ref.digest) for status in statuses)
 
     async def _prepare(self, ref: VersionRef) -> None:
-        """Have every routable replica load the candidate, and wait until all report it ready."""
+        """Have every routable replica load the candidate, and wait until all report it ready, or half of them."""
         deadline_s = self._clock.monotonic_s() + self._policy.prepare_timeout_s
         await self._fleet.prepare(self._family, reload.wanted_versions(self.record))
         asked = 1
         while True:
             statuses = await self._fleet.statuses(self._family)
-            seen = coverage(statuses, ref, expected=0)
+            seen = self._covered(statuses, ref)
             if seen.is_complete:
-                seen = coverage(statuses, ref, expected=await self._fleet.routable(self._family))
+                seen = self._covered(statuses, ref, expected=await self._fleet.routable(self._family))
             if seen.is_complete:
                 return
             if seen.failure is not None:
@@ -121,10 +131,17 @@ class ModelReloader:
                 await self._give_up(
                     f"not ready within {self._policy.prepare_timeout_s:g} s: {seen.waiting_for}", blame_bundle=False
                 )
-            if asked < len(statuses):  # a replica that came since does not know the candidate
+            if self._policy.unloads_first and (turn := next_to_unload(statuses, ref)):
+                refs = dict.fromkeys((ref, *reload.wanted_versions(self.record)))
+                await self._fleet.prepare(self._family, tuple(refs), unloading=[turn])
+                deadline_s = self._clock.monotonic_s() + self._policy.prepare_timeout_s
+            elif asked < len(statuses):  # a replica that came since does not know the candidate
                 await self._fleet.prepare(self._family, reload.wanted_versions(self.record))
             asked = len(statuses)
             await asyncio.sleep(COVER_POLL_S)
+
+    def _covered(self, statuses: Sequence[ReplicaStatus], ref: VersionRef, *, expected: int = 0) -> Covered:
+        return coverage(statuses, ref, expected=expected, unloads_first=self._policy.unloads_first)
 
     async def _commit(self) -> None:
         started_s = self._clock.monotonic_s()

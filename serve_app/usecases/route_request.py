@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from serve_app.domain.errors import NoModelError, UnknownFamilyError, UnknownVersionError
 from serve_app.domain.reload import RoutingTable
+from serve_app.domain.retraining import RetrainStatus
 from serve_app.domain.signature import Signature
 from serve_app.domain.source_status import SourceStatus
 from serve_app.domain.status import LoadedVersion, ReplicaStatus
@@ -21,7 +22,7 @@ LONGEST_WAIT_S = 1.0
 class Target:
     """Where one request goes. `reason` says why: `default`, `forced`, `named`, `fallback`.
 
-    Compared by identity: a cache key.
+    `has_tensors` is the signature's: such a model takes no rows of JSON. Compared by identity: a cache key.
     """
 
     family: str
@@ -34,6 +35,7 @@ class Target:
     input_names: tuple[str, ...]
     output_names: tuple[str, ...]
     coalescer: Coalescer
+    has_tensors: bool = False
 
 
 class RequestRouter:
@@ -130,6 +132,10 @@ class RequestRouter:
         """Return how the source of a family is, or None while the control plane has not told."""
         return self._table.sources.get(family)
 
+    def retraining(self, family: str) -> RetrainStatus | None:
+        """Return how the trainings of a family are, or None where it has none that the control plane tells of."""
+        return self._table.retraining.get(family)
+
     def stage(self, family: str) -> str | None:
         """Return the registry's word for what answers (`champion`, `Production`), or None: it is none of its choice."""
         route, source = self._table.routes.get(family), self._table.sources.get(family)
@@ -141,12 +147,18 @@ class RequestRouter:
         return "; ".join(dict.fromkeys(error for error in told if error)) or None
 
     def fallback(self, target: Target) -> Target | None:
-        """Return where to go when no replica holds the version of `target` any more: the last good one, if loaded."""
+        """Return where to go when no replica holds the version of `target` any more, if that takes the same inputs.
+
+        It is the last good one, if loaded; or what is routed to now, where `target` was before the last commit.
+        """
         route = self._table.routes.get(target.family)
-        if target.reason != "default" or route is None or route.last_good in (None, target.version):
+        if target.reason != "default" or route is None:
             return None
-        known = self._by_version.get((target.family, route.last_good or ""))
-        return None if known is None else replace(known, reason="fallback", generation=self._table.generation)
+        version = route.last_good if route.version == target.version else route.version
+        known = self._by_version.get((target.family, version or ""))
+        if version == target.version or known is None or known.signature.inputs != target.signature.inputs:
+            return None
+        return replace(known, reason="fallback", generation=self._table.generation)
 
     def observe(self, family: str, pool: str, statuses: Sequence[ReplicaStatus]) -> None:
         """Take in the reports of all routable replicas of a pool.
@@ -194,8 +206,9 @@ class RequestRouter:
     def _follow(self, table: RoutingTable) -> list[Target]:
         if table.generation < self._table.generation:
             return []
-        # A table that a commit pushed says nothing of the sources; the next one that is pulled does.
-        self._table = table if table.sources else table.model_copy(update={"sources": self._table.sources})
+        # A table that a commit pushed says nothing of sources and trainings; the next one that is pulled does.
+        told = {"sources": self._table.sources, "retraining": self._table.retraining}
+        self._table = table if table.sources else table.model_copy(update=told)
         changed = []
         for family, route in table.routes.items():
             present = self._targets.get(family)
@@ -233,4 +246,5 @@ class RequestRouter:
             input_names=loaded.signature.input_names,
             output_names=loaded.signature.output_names,
             coalescer=Coalescer(self._clients[family, pool], version, self._limits, on_batch=self._on_batch),
+            has_tensors=loaded.signature.has_tensors,
         )

@@ -12,9 +12,12 @@ from dataclasses import dataclass, field
 from serve_app.domain.errors import StoreError
 from serve_app.domain.windows import Fate, Record, Refusal, WindowRules, check_record
 from serve_app.usecases.keep_windows import WindowTable
-from serve_app.usecases.ports import Clock, RecordJournal
+from serve_app.usecases.ports import Clock
+from serve_app.usecases.record_journal import RecordArchive, RecordJournal
 
 MAX_TOLD_REFUSALS = 20
+ARCHIVED = frozenset({Fate.TAKEN, Fate.OUT_OF_ORDER, Fate.REPLACED})
+"""Fates of records that say something new."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,7 @@ class _Batch:
     records: list[Record]
     counts: Counter[Fate]
     refused: list[Refused]
+    new_entities: set[str]
     done: asyncio.Future[Taken] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
@@ -53,6 +57,7 @@ class ObservationTaker:
         clock: Time, to know what comes from the future.
         compact_bytes: Size of the journal at which all windows are written as one image.
         count: Called with each fate and how often it came.
+        archive: Given what was taken, after it was acknowledged: a kill may keep the last batch out of it.
     """
 
     def __init__(
@@ -64,14 +69,18 @@ class ObservationTaker:
         clock: Clock,
         compact_bytes: int,
         count: Callable[[Fate, int], None] = lambda _fate, _n: None,
+        archive: RecordArchive | None = None,
     ) -> None:
         self.table = table
         self._journal = journal
         self._rules = rules
         self._clock = clock
-        self._compact_bytes = compact_bytes
+        self._compact_bytes = self._compact_at_bytes = compact_bytes
         self._count = count
+        self._archive = archive
         self._waiting: list[_Batch] = []
+        self._coming: set[str] = set()
+        """Entities that are in no window yet, and whose first records are about to be written."""
         self._writing: asyncio.Task[None] | None = None
 
     async def take(self, records: Sequence[Record]) -> Taken:
@@ -88,11 +97,16 @@ class ObservationTaker:
 
     def _checked(self, records: Sequence[Record]) -> _Batch:
         now_s = self._clock.now_s()
-        batch = _Batch([], Counter(), [])
+        batch = _Batch([], Counter(), [], set())
         for place, record in enumerate(records):
+            others = 0 if record.entity in self._coming else len(self._coming)
             refusal = check_record(record, self._rules, now_s=now_s)
+            refusal = refusal or self.table.check_room(record.entity, others=others)
             if refusal is None:
                 batch.records.append(record)
+                if record.entity not in self.table:
+                    batch.new_entities.add(record.entity)
+                    self._coming.add(record.entity)
                 continue
             batch.counts[refusal.fate] += 1
             if len(batch.refused) < MAX_TOLD_REFUSALS:
@@ -104,7 +118,8 @@ class ObservationTaker:
             while self._waiting:
                 batches, self._waiting = self._waiting, []
                 await self._write_all(batches)
-                if self._journal.journal_bytes >= self._compact_bytes:
+                self._coming = {entity for batch in self._waiting for entity in batch.new_entities}
+                if self._journal.journal_bytes >= self._compact_at_bytes:
                     await self._compact()
         finally:
             self._writing = None
@@ -119,17 +134,27 @@ class ObservationTaker:
                 if not batch.done.done():
                     batch.done.set_exception(error)
             return
+        fresh = []
         for batch in batches:
             for record in batch.records:
-                batch.counts[self.table.put(record)] += 1
+                fate = self.table.put(record)
+                batch.counts[fate] += 1
+                if fate in ARCHIVED:
+                    fresh.append(record)
             for fate, n in batch.counts.items():
                 self._count(fate, n)
             if not batch.done.done():
                 batch.done.set_result(Taken(dict(batch.counts), tuple(batch.refused)))
+        if fresh and self._archive is not None:
+            await asyncio.to_thread(self._archive.append, fresh)
 
     async def _compact(self) -> None:
-        image = self.table.image()
+        stale = self.table.stale()
+        image = self.table.image(without=stale)
         try:
             await asyncio.to_thread(self._journal.compact, image)
-        except StoreError:  # it is told where it happened; the journal goes on and this is tried with the next batch
+        except StoreError:  # told where it happened; the journal goes on, and this is tried when it is as long again
+            self._compact_at_bytes = self._journal.journal_bytes + self._compact_bytes
             return
+        self._compact_at_bytes = self._compact_bytes
+        self.table.forget(stale)

@@ -1,6 +1,6 @@
 """Model replicas and gateways without Ray, for the control plane's tests."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from serve_app.domain.reload import RoutingTable, VersionRef
 from serve_app.domain.signature import Column, Signature
@@ -36,12 +36,16 @@ class FakeFleet:
         self.pin = "current"
         self.late_pins: dict[int, str] = {}  # of replicas that Serve has not passed `pin` on to yet
         self.n_unreachable = 0
+        self.has_room_for_one = False
+        self.no_room: list[dict[str, str]] = [{} for _ in range(n_replicas)]
         self.log: list[str] = []
+        self.answering: list[list[list[str]]] = []  # what each replica holds, after each `prepare`
 
     def add_replica(self) -> None:
         """A replica that Serve has just started and that holds nothing."""
         self.held.append({})
         self.failed.append({})
+        self.no_room.append({})
 
     async def statuses(self, family: str) -> list[ReplicaStatus]:
         """See `Fleet.statuses`."""
@@ -53,6 +57,7 @@ class FakeFleet:
                 wanted=self.late_pins.get(i, self.pin),
                 versions=tuple(loaded(ref) for ref in self.held[i].values()),
                 failed=self.failed[i],
+                no_room=self.no_room[i],
             )
             for i in range(len(self.held) - self.n_unreachable)
         ]
@@ -61,15 +66,30 @@ class FakeFleet:
         """See `Fleet.routable`."""
         return len(self.held)
 
-    async def prepare(self, family: str, refs: Sequence[VersionRef]) -> None:
+    async def prepare(self, family: str, refs: Sequence[VersionRef], *, unloading: Collection[str] = ()) -> None:
         """See `Fleet.prepare`."""
-        self.log.append("prepare " + " ".join(ref.version for ref in refs))
+        turns = f" unloading {' '.join(unloading)}" if unloading else ""
+        self.log.append("prepare " + " ".join(ref.version for ref in refs) + turns)
         for i in range(len(self.held) - self.n_unreachable):
-            for ref in refs:
+            self.no_room[i].clear()
+            for n, ref in enumerate(refs):
                 if ref.digest in self.refuses:
                     self.failed[i][ref.digest] = self.refuses[ref.digest]
                 elif ref.digest not in self.hangs:
-                    self.held[i][ref.version] = ref
+                    self._take(i, ref, yielding=refs[n + 1 :] if f"r{i}" in unloading else ())
+        self.answering.append([sorted(held) for held in self.held])
+
+    def _take(self, i: int, ref: VersionRef, *, yielding: Sequence[VersionRef]) -> None:
+        """Hold one more; where there is room for one only, in the place of one that may be unloaded."""
+        held = self.held[i]
+        if self.has_room_for_one and held and ref.version not in held:
+            for other in [other for other in yielding if other.version in held]:
+                del held[other.version]
+                self.no_room[i][other.digest] = f"let go of for {ref.version}"
+            if held:
+                self.no_room[i][ref.digest] = "does not fit"
+                return
+        held[ref.version] = ref
 
     async def load(self, family: str, ref: VersionRef) -> None:
         """See `Fleet.load`."""

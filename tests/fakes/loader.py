@@ -48,7 +48,7 @@ class FakePredictor:
         self.batch_sizes.append(len(rows))
         if self._answer is not None:
             return self._answer(rows)
-        return np.repeat(rows.sum(axis=1, keepdims=True) + self._offset, len(self._signature.outputs), axis=1)
+        return np.repeat(rows.sum(axis=1, keepdims=True) + self._offset, self._signature.output_width, axis=1)
 
 
 class FakeLoader:

@@ -12,6 +12,7 @@ import yaml
 from serve_app.cli.ports import choose_free
 from serve_app.cli.state_dir import StateDir
 from tests.builders import write_forecaster
+from tests.integration import fleet_server as fleet
 from tests.integration import registry
 from tests.integration.instance import REPOSITORY, Instance
 from tests.mlflow_server import MlflowServer
@@ -94,3 +95,10 @@ def iris_server(registry_server: registry.RegistryServer) -> registry.RegistrySe
     reloaded = registry_server.http.post("/admin/reload", headers=registry_server.admin)
     assert reloaded.json()["version"] == champion, reloaded.text
     return registry_server
+
+
+@pytest.fixture(scope="session")
+def fleet_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[fleet.FleetServer]:
+    """A server of a fleet with a small model, which trains itself anew."""
+    with fleet.running(tmp_path_factory.mktemp("fleet")) as running:
+        yield running

@@ -8,6 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
+
+from serve_app.cli import processes
 from serve_app.cli.state_dir import RunRecord, StateDir
 
 REPOSITORY = Path(__file__).parents[2]
@@ -47,6 +50,19 @@ class Instance:
             timeout=UP_TIMEOUT_S + 60,
             check=False,
         )
+
+
+def processes_of(instance: Instance, title: str) -> list[psutil.Process]:
+    """Return the processes of an instance whose title begins so."""
+    found = []
+    for process in processes.find(instance.record.runtime_dir):
+        try:
+            shown = process.cmdline() or [process.name()]
+        except psutil.NoSuchProcess:
+            continue
+        if shown[0].startswith(title) or process.name() == title:
+            found.append(process)
+    return found
 
 
 def await_that(condition: Callable[[], bool], *, timeout_s: float) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import psutil
 
-from serve_app.cli import processes
+from tests.integration import instance
 from tests.integration.conftest import IRIS_ROW, Server
 from tests.integration.instance import await_that
 from tests.traffic import Answer, Traffic
@@ -77,15 +77,7 @@ def await_settled(server: Server, n_replicas: int, *, timeout_s: float = SETTLE_
 
 def processes_of(server: Server, title: str) -> list[psutil.Process]:
     """Return the processes of this instance whose title begins so."""
-    found = []
-    for process in processes.find(server.instance.record.runtime_dir):
-        try:
-            shown = process.cmdline() or [process.name()]
-        except psutil.NoSuchProcess:
-            continue
-        if shown[0].startswith(title) or process.name() == title:
-            found.append(process)
-    return found
+    return instance.processes_of(server.instance, title)
 
 
 def never_goes_back(answers: Sequence[Answer]) -> bool:

@@ -201,8 +201,7 @@ def register_copies(mlflow: MlflowServer, name: str, count: int) -> list[str]:
     first = client.get_model_version(name, "1")
     model_id = first.source.removeprefix("models:/")
     made = [
-        client.create_model_version(name, first.source, run_id=first.run_id, model_id=model_id)
-        for _ in range(count)
+        client.create_model_version(name, first.source, run_id=first.run_id, model_id=model_id) for _ in range(count)
     ]
     return [str(version.version) for version in made]
 

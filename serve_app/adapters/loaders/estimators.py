@@ -25,6 +25,12 @@ def forget_names(model: Any) -> None:
             del part.feature_names_in_
 
 
+def columns_wanted(model: Any) -> tuple[str, ...] | None:
+    """Return the names of a data frame's columns where the model insists on one; call it after `forget_names`."""
+    names = getattr(model, "feature_names_in_", None)
+    return None if names is None else tuple(map(str, names))
+
+
 def through_trees(model: Any, samples: NDArray[np.float64], *, method: str = "predict") -> tuple[Compute | None, str]:
     """Return what computes `model.<method>` through treelite, or None and the reason why not.
 

@@ -7,16 +7,20 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
+from serve_app.adapters.explain_process import ExplainProcess
+from serve_app.adapters.loaders.contributions import ExplainedOutputs
 from serve_app.adapters.loaders.environment_check import mismatches, running_environment, saved_environment
-from serve_app.adapters.loaders.estimators import Compute
+from serve_app.adapters.loaders.estimators import Compute, columns_wanted
 from serve_app.adapters.loaders.mlflow_frames import Answer, output_type_of
 from serve_app.adapters.loaders.mlflow_pyfunc import loaded_pyfunc, pyfunc_computing
 from serve_app.adapters.loaders.mlflow_settings import MlflowLoaderSettings
 from serve_app.adapters.loaders.mlflow_signature import Inputs, inputs_of, output_names_of
 from serve_app.adapters.loaders.mlflow_sklearn import check_format, computing, deserialized, fit_problems
 from serve_app.adapters.loaders.mlmodel_file import InputExample, MlmodelFile
-from serve_app.domain.errors import BundleError, PredictionError
+from serve_app.adapters.shap_values import ExplainedModel
+from serve_app.domain.errors import BundleError, CannotExplainError, PredictionError
 from serve_app.domain.signature import Column, Signature
+from serve_app.usecases.explanation import Contributions
 from serve_app.usecases.ports import Bundle
 
 SKLEARN_MODULE = "mlflow.sklearn"
@@ -29,7 +33,15 @@ class MlflowPredictor:
     """A model of MLflow in memory. As safe to call from several threads as the model is; MLflow's own server does."""
 
     def __init__(
-        self, compute: Compute, inputs: Inputs, probe: Answer, *, names: tuple[str, ...], engine: str, n_bytes: int
+        self,
+        compute: Compute,
+        inputs: Inputs,
+        probe: Answer,
+        *,
+        names: tuple[str, ...],
+        engine: str,
+        explained: ExplainedOutputs | None,
+        n_bytes: int,
     ) -> None:
         outputs = [Column(name=name, dtype=dtype) for name, dtype in zip(names, probe.dtypes, strict=True)]
         self._signature = Signature(
@@ -42,6 +54,7 @@ class MlflowPredictor:
         self._layout, self._found_names = probe.layout, probe.names
         self._output_type = output_type_of(probe)
         self._engine = dict.fromkeys(names, engine)
+        self._explained = explained
         self._n_bytes = n_bytes
 
     @property
@@ -81,6 +94,14 @@ class MlflowPredictor:
         except Exception as error:  # foreign code on foreign data: whatever it raises concerns these rows only
             raise PredictionError(f"{type(error).__name__}: {error}") from error
 
+    def explain(self, rows: NDArray[np.float64]) -> Contributions:
+        """Say what each input adds to the prediction of a scikit-learn estimator; see `Explaining.explain`."""
+        if self._explained is None:
+            raise CannotExplainError(
+                "of the models of MLflow only scikit-learn estimators can be explained, and those by their predict()"
+            )
+        return self._explained.explain(self._signature.input_names, rows, self.predict(rows))
+
     def _checked(self, outputs: NDArray[Any], rows: NDArray[np.float64]) -> NDArray[Any]:
         expected = (len(rows), len(self._engine))
         if outputs.shape != expected:
@@ -91,8 +112,9 @@ class MlflowPredictor:
 class MlflowLoader:
     """Loads what MLflow has logged: the bundle holds the model's directory under `model/`."""
 
-    def __init__(self, settings: MlflowLoaderSettings | None = None) -> None:
+    def __init__(self, settings: MlflowLoaderSettings | None = None, explaining: ExplainProcess | None = None) -> None:
         self._settings = settings or MlflowLoaderSettings()
+        self._explaining = explaining or ExplainProcess()
 
     @property
     def uses_pickle(self) -> bool:
@@ -107,6 +129,7 @@ class MlflowLoader:
         is_native = flavors.sklearn is not None and _is_plain(mlmodel)
         self._check_environment(bundle, mlmodel, with_torch=not is_native)
         example = InputExample.read(files, mlmodel)
+        estimator, method = None, ""
         if flavors.sklearn is not None and is_native:
             method = flavors.python_function.predict_fn if flavors.python_function is not None else "predict"
             estimator = deserialized(files, flavors.sklearn, self._settings, where)
@@ -126,8 +149,12 @@ class MlflowLoader:
         names = probe.names or output_names_of(mlmodel, len(probe.columns)) or _names_of(len(probe.columns), labels)
         if len(set(names)) != len(names):
             raise BundleError(where, [f"expected outputs with different names, found {', '.join(names)}"])
+        explained = None
+        if estimator is not None and method == "predict" and len(names) == 1:
+            model = ExplainedModel(estimator, background=inputs.rows_of(example), columns=columns_wanted(estimator))
+            explained = ExplainedOutputs(self._explaining, {names[0]: model})
         n_bytes = sum(map(len, files.values()))
-        return MlflowPredictor(compute, inputs, probe, names=names, engine=engine, n_bytes=n_bytes)
+        return MlflowPredictor(compute, inputs, probe, names=names, engine=engine, explained=explained, n_bytes=n_bytes)
 
     def _check_environment(self, bundle: Bundle, mlmodel: MlmodelFile, *, with_torch: bool) -> None:
         choice = self._settings.environment_mismatch

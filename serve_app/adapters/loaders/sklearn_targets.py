@@ -10,8 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve_app.adapters.beside_serving import BreathingFile
+from serve_app.adapters.explain_process import ExplainProcess
+from serve_app.adapters.loaders.contributions import ExplainedOutputs
 from serve_app.adapters.loaders.estimators import (
     array_type,
+    columns_wanted,
     dtype_of_labels,
     forget_names,
     through_trees,
@@ -19,9 +22,11 @@ from serve_app.adapters.loaders.estimators import (
 )
 from serve_app.adapters.loaders.scaling import Scaling, backward, forward
 from serve_app.adapters.loaders.tree_engine import casts_to_float32
+from serve_app.adapters.shap_values import ExplainedModel
 from serve_app.domain.errors import BundleError, InvalidInputError, PredictionError
 from serve_app.domain.signature import Column, Signature
 from serve_app.usecases.check_golden import golden_samples
+from serve_app.usecases.explanation import Contributions
 from serve_app.usecases.ports import Bundle
 
 SCALER_X = "scalers/scaler_x/features.joblib"
@@ -49,12 +54,14 @@ class SklearnTargetsPredictor:
         *,
         scale: Scaling | None,
         output_type: type[np.generic],
+        explained: ExplainedOutputs,
         artifact_bytes: int,
     ) -> None:
         self._signature = signature
         self._targets = tuple(targets)
         self._scale = scale
         self._output_type = output_type
+        self._explained = explained
         self._artifact_bytes = artifact_bytes
         self._narrows = any(target.narrows for target in targets)
 
@@ -97,6 +104,10 @@ class SklearnTargetsPredictor:
             out[:, column] = values.reshape(-1)
         return out
 
+    def explain(self, rows: NDArray[np.float64]) -> Contributions:
+        """Say what each feature adds to each target, in its unit; see `Explaining.explain`."""
+        return self._explained.explain(self._signature.input_names, rows, self.predict(rows))
+
     def _too_large(self, rows: NDArray[np.float64], scaled: NDArray[np.float64]) -> InvalidInputError:
         row, column = np.argwhere(~(np.abs(scaled) <= _FLOAT32_MAX))[0].tolist()
         name = self._signature.input_names[column]
@@ -108,6 +119,9 @@ class SklearnTargetsPredictor:
 
 class SklearnTargetsLoader:
     """Loads joblib files, which may run code; the operator's configuration must allow it."""
+
+    def __init__(self, explaining: ExplainProcess | None = None) -> None:
+        self._explaining = explaining or ExplainProcess()
 
     @property
     def uses_pickle(self) -> bool:
@@ -133,6 +147,15 @@ class SklearnTargetsLoader:
             targets,
             scale=scale,
             output_type=_output_type(targets, models),
+            explained=ExplainedOutputs(
+                self._explaining,
+                {
+                    name: ExplainedModel(
+                        models[name], scaler_x, objects.get(_scaler_y(name)), samples, columns_wanted(models[name])
+                    )
+                    for name in signature.output_names
+                },
+            ),
             artifact_bytes=sum(map(len, bundle.files.values())),
         )
 
@@ -251,7 +274,7 @@ def _target(name: str, model: Any, scaler_y: Any, samples: NDArray[np.float64]) 
 
 def _predict_of(model: Any) -> Callable[[NDArray[np.float64]], NDArray[Any]]:
     """Return `model.predict`; a pipeline that chooses columns by name gets a data frame."""
-    names = getattr(model, "feature_names_in_", None)
+    names = columns_wanted(model)
     if names is None:
         return lambda rows: np.asarray(model.predict(rows))
     # Here, because only such a pipeline needs it; and pandas ships no types.

@@ -165,6 +165,14 @@ def test_cache_counters_follow_the_counts_of_each_replica_and_add_up() -> None:
     assert counted == {"hits": 12, "misses": 2, "evictions": 2}
 
 
+@pytest.mark.parametrize("is_fallback", [True, False])
+def test_pool_that_does_not_run_where_it_should_is_told(is_fallback: bool) -> None:
+    replica = ReplicaMetrics("tft", "gpu")
+    replica.set_device_fallback(is_fallback=is_fallback)
+    found = samples([("r1", snapshot(replica.registry))])
+    assert value(found, "serve_app_device_fallback", family="tft", pool="gpu") == is_fallback
+
+
 def test_stages_of_loads_are_told_apart() -> None:
     found = samples([("r1", snapshot(replica_metrics().registry))])
     name = "serve_app_model_load_stage_seconds"

@@ -30,7 +30,10 @@ def journal(tmp_path: Path) -> Iterator[WindowJournal]:
 
 
 def reopened(journal: WindowJournal, rules: WindowRules = RULES) -> WindowTable:
-    """Read what another process would find now."""
+    """Read what the next process would find, and go on."""
+    journal.close()
+    if rules == RULES:
+        return journal.open()
     other = WindowJournal(journal._directory, rules)
     try:
         return other.open()
@@ -43,7 +46,7 @@ def cpu(table: WindowTable, entity: str = "web-1") -> list[float]:
 
 
 def files(journal: WindowJournal) -> set[str]:
-    return {path.name for path in journal._directory.iterdir()}
+    return {path.name for path in journal._directory.iterdir()} - {"writer.lock"}
 
 
 def test_new_directory_is_an_empty_table(journal: WindowJournal) -> None:
@@ -78,6 +81,7 @@ def test_crash_between_the_new_journal_and_the_image_loses_nothing(
         patched.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
         with pytest.raises(StoreError, match="No space left on device"):
             journal.compact(WindowTable(RULES).image())
+    assert files(journal) == {"journal-00000000.log", "journal-00000001.log"}
     journal.append(records(11))
     assert cpu(reopened(journal)) == [-1, -1, -1, -1, 10, 11]
 
@@ -136,11 +140,28 @@ def test_image_that_cannot_be_read_is_put_aside_and_the_journals_count(journal: 
     assert "image-00000001.unreadable" in files(journal)
 
 
-def test_other_rules_start_anew(journal: WindowJournal) -> None:
+def test_windows_of_other_rules_are_put_aside_with_their_journal(journal: WindowJournal) -> None:
     journal.append(records(10))
     journal.compact(reopened(journal).image())
+    journal.append(records(11))
     longer = WindowRules(RULES.metrics, length=12)
-    assert reopened(journal, longer).entities == ()
+    assert cpu(reopened(journal, longer)) == [-1] * 11 + [11]
+    assert files(journal) >= {"image-00000001.unreadable", "journal-00000001.aside"}
+
+
+def test_what_a_crash_left_half_written_goes_away(journal: WindowJournal) -> None:
+    (journal._directory / "image-00000009.staged").write_bytes(b"half")
+    reopened(journal)
+    assert files(journal) == {"journal-00000000.log"}
+
+
+def test_more_than_a_frame_may_hold_is_told_before_it_is_written(
+    journal: WindowJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve_app.adapters.window_journal.MAX_FRAME_BYTES", 100)
+    with pytest.raises(StoreError, match="expected at most 100 bytes of records at once, got "):
+        journal.append(records(*range(10)))
+    assert journal.journal_bytes == 0
 
 
 def test_directory_that_is_none_is_told(tmp_path: Path) -> None:

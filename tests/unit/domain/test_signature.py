@@ -149,3 +149,43 @@ def test_values_that_fit_their_types_are_taken_from_lists_and_objects() -> None:
 def test_values_that_do_not_fit_their_types_are_refused(row: Any, problem: str) -> None:
     with pytest.raises(InvalidInputError, match=re.escape(problem)):
         typed(row)
+
+
+TENSORS = Signature(
+    inputs=(Column(name="key", dtype="int64"), Column(name="window", dtype="float32", shape=(12, 2))),
+    outputs=(Column(name="level"), Column(name="forecast", shape=(4, 3)), Column(name="score")),
+)
+
+
+def test_tensor_takes_as_many_values_of_a_row_as_it_has_elements() -> None:
+    assert [column.width for column in TENSORS.inputs] == [1, 24]
+    assert (TENSORS.input_width, TENSORS.output_width) == (25, 14)
+    assert TENSORS.has_tensors
+
+
+def test_signature_without_tensors_is_as_wide_as_it_has_columns() -> None:
+    assert (TYPED.input_width, TYPED.output_width) == (5, 1)
+    assert not TYPED.has_tensors
+
+
+@pytest.mark.parametrize(
+    ("place", "name"), [(0, "level"), (1, "forecast[0]"), (4, "forecast[3]"), (12, "forecast[11]"), (13, "score")]
+)
+def test_values_of_an_answer_are_named_by_column_and_place_in_it(place: int, name: str) -> None:
+    assert TENSORS.output_at(place) == name
+
+
+def test_place_beyond_the_answer_has_no_name() -> None:
+    with pytest.raises(IndexError, match="expected a place below 14"):
+        TENSORS.output_at(14)
+
+
+@pytest.mark.parametrize("shape", [(0,), (3, -1), (2.5,)])
+def test_shape_without_elements_is_refused(shape: tuple[float, ...]) -> None:
+    with pytest.raises(ValidationError):
+        Column.model_validate({"name": "x", "shape": shape})
+
+
+def test_shape_is_written_only_where_there_is_one() -> None:
+    assert Column(name="x").model_dump_json() == '{"name":"x","dtype":"float64","unit":null,"description":null}'
+    assert Signature.model_validate_json(TENSORS.model_dump_json()) == TENSORS

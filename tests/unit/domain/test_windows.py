@@ -1,10 +1,8 @@
 import math
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from serve_app.domain.windows import Fate, Metric, Record, WindowRules, check_record, lack_of
+from serve_app.domain.windows import Fate, Lack, Metric, Record, WindowRules, check_record
 
 RULES = WindowRules((Metric("cpu", "percent", 0, 100), Metric("ram", "percent", 0, 100), Metric("load")), length=8)
 NOW_S = 1_769_763_600.0
@@ -48,32 +46,13 @@ def test_what_a_network_does_to_records_is_no_fault_of_the_sender(fate: Fate) ->
     assert not fate.is_refused
 
 
-def present(text: str) -> list[bool]:
-    """Read a window from a picture: `x` is a step with a record."""
-    return [letter == "x" for letter in text]
-
-
-@pytest.mark.parametrize("picture", ["xxxxxxxx", "xx..x..x", "..xxx.xx", "x......x"])
-def test_window_whose_gaps_can_be_filled_lacks_nothing(picture: str) -> None:
-    assert lack_of(present(picture), RULES, needed_steps=6 if picture.startswith("..") else 8) is None
-
-
 @pytest.mark.parametrize(
-    ("picture", "said"),
+    ("lack", "said"),
     [
-        ("........", "0 of 8 steps"),
-        ("...xxxxx", "5 of 8 steps"),
-        (".......x", "1 of 8 steps"),
-        ("x.......", "a gap of 7 steps, at most 6 are filled"),
+        (Lack(0, 8, 0, 6), "0 of 8 steps"),
+        (Lack(5, 8, 2, 6), "5 of 8 steps"),
+        (Lack(8, 8, 7, 6), "a gap of 7 steps, at most 6 are filled"),
     ],
 )
-def test_lack_says_how_many_steps_are_there(picture: str, said: str) -> None:
-    assert str(lack_of(present(picture), RULES, needed_steps=8)) == said
-
-
-@given(st.lists(st.booleans(), min_size=8, max_size=8), st.integers(1, 8))
-def test_longer_window_never_lacks_less(steps: list[bool], needed: int) -> None:
-    if lack_of(steps, RULES, needed_steps=needed) is not None:
-        first = next((i for i, is_there in enumerate(steps[-needed:]) if is_there), None)
-        gap = max((len(run) for run in "".join("x" if s else "." for s in steps[-needed:]).split("x")), default=0)
-        assert first is None or first > 0 or gap > RULES.max_gap_steps
+def test_lack_says_how_many_steps_are_there_or_how_long_the_gap_is(lack: Lack, said: str) -> None:
+    assert str(lack) == said

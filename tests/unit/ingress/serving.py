@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 
 from serve_app.domain.reload import Route, RoutingTable
+from serve_app.domain.signature import Signature
 from serve_app.ingress.api import build_api
 from serve_app.ingress.inference import Inference, RequestLimits
 from serve_app.usecases.coalesce_requests import BatchLimits
@@ -29,9 +30,18 @@ class Meter:
         self.seen: list[tuple[str, str, str, int]] = []
         self.http: list[tuple[str, str, int]] = []
 
-    def observe(self, family: str, version: str, variant: str, status: int, seconds: float, route: str = "") -> None:
+    def observe(
+        self,
+        family: str,
+        version: str,
+        variant: str,
+        status: int,
+        seconds: float,
+        route: str = "",
+        method: str = "POST",
+    ) -> None:
         self.seen.append((family, version, variant, status))
-        self.http.append(("POST", route, status))
+        self.http.append((method, route, status))
         assert seconds >= 0
 
     def observe_http(self, method: str, route: str, status: int, seconds: float) -> None:
@@ -47,6 +57,7 @@ class Server:
         models: Mapping[str, Model] | None = None,
         *,
         outputs: tuple[str, ...] = ("y",),
+        signature: Signature | None = None,
         queued: int = 100,
         metrics: bytes = b"",
         routed: str | None = "v1",
@@ -57,7 +68,7 @@ class Server:
         self.meter = Meter()
         self.metrics_error: Exception | None = None
         self._metrics = metrics
-        self._signature = builders.signature(outputs=outputs)
+        self._signature = signature or builders.signature(outputs=outputs)
         self.router = RequestRouter(
             (FAMILY, "iris"), default_family=FAMILY,
             clients={(FAMILY, "cpu"): self.client, ("iris", "cpu"): FakePredictClient()},

@@ -164,6 +164,16 @@ async def test_info_tells_the_model_that_answers() -> None:
     }  # fmt: skip
 
 
+async def test_info_tells_of_devices_where_a_pool_has_another_than_the_cpu() -> None:
+    served = served_models(active=NEW)
+    note = "expected cuda, found no CUDA here: runs on cpu"
+    fallen_back = [report(NEW, replica_id=name, pool="gpu", device_note=note) for name in ("r2", "r3")]
+    served.server.router.observe(FAMILY, "cpu", [report(NEW), *fallen_back])
+    assert (await served.get("/admin/model-info")).json()["devices"] == [
+        {"pool": "cpu", "device": "cpu", "device_note": None}, {"pool": "gpu", "device": "cpu", "device_note": note},
+    ]  # fmt: skip
+
+
 async def test_info_leaves_out_what_is_not_known() -> None:
     body = (await served_models().get("/admin/model-info")).json()
     assert set(body) == {"loaded", "mode", "model_path", "model_name", "model_timestamp"}

@@ -59,6 +59,16 @@ async def test_health_is_one_body_with_the_fields_of_every_convention(path: str)
     assert (replica["replica"], replica["loaded"]) == ("r1", ["v1"])
 
 
+async def test_health_says_where_models_run_and_what_is_left_out() -> None:
+    server = Server()
+    server.observe(device_note="found no CUDA here", no_room={"d": "v2 does not fit"})
+    body = (await get(server, "/health")).json()
+    (replica,) = body["families"][FAMILY]["replicas"]
+    assert (replica["device"], replica["device_note"]) == ("cpu", "found no CUDA here")
+    assert replica["no_room"] == {"d": "v2 does not fit"}
+    assert body["status"] == "ok"  # it answers, only slower
+
+
 async def test_health_without_a_model_is_200_and_says_unavailable() -> None:
     answer = await get(Server(routed=None), "/health")
     body = answer.json()

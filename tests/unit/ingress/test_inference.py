@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from serve_app.domain.errors import RefusedVersionError, UnavailableError, UnknownVersionError
 from serve_app.domain.naming import NamingRule
+from serve_app.domain.signature import Column, Signature
 from serve_app.usecases.name_versions import NamingSettings
 from tests.fakes.predict_client import row_sums
 from tests.unit.ingress.serving import MAX_BODY_BYTES, MAX_ROWS, Server
@@ -78,6 +79,24 @@ async def test_several_outputs_are_named() -> None:
 
     answer = await Server({"v1": two}, outputs=("total", "top")).post(b'{"instances":[[1,2,3],[4,5,6]]}')
     assert answer.json()["predictions"] == [{"total": 6.0, "top": 3.0}, {"total": 15.0, "top": 6.0}]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/predict/forecaster", b'{"instances": [[1, 2, 3]]}'),
+        ("/predict/forecaster", b'{"instances": [{"server_key": 1, "window": [1]}]}'),
+        ("/predict", b"no JSON at all"),
+        ("/invocations", b'{"inputs": [[1, 2, 3]]}'),
+    ],
+)
+async def test_rows_for_a_model_of_windows_are_refused_with_the_way_that_works(path: str, body: bytes) -> None:
+    columns = (Column(name="server_key", dtype="int64"), Column(name="window", shape=(12, 2)))
+    signature = Signature(inputs=columns, outputs=(Column(name="forecast", shape=(4, 2, 3)),))
+    answer = await Server(signature=signature).post(body, path=path)
+    assert answer.status_code == (400 if path == "/invocations" else 422)
+    said = "family 'forecaster' takes windows, not rows: send them as 'windows' to POST /predict/forecaster"
+    assert said in answer.text
 
 
 async def test_labels_are_answered_as_strings() -> None:

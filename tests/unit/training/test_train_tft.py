@@ -15,10 +15,10 @@ from serve_app.adapters.bundle_reader import read_bundle
 from serve_app.adapters.clock import SystemClock
 from serve_app.adapters.loaders import LOADERS
 from serve_app.adapters.loaders.tft.torch_loader import TorchLoader
-from serve_app.adapters.loaders.tft.windows import server_key
 from serve_app.adapters.sources.local_directory import LocalDirectorySource
 from serve_app.usecases.load_model import LoadPolicy, load_model
 from serve_app.usecases.ports import Bundle
+from serve_app.usecases.window_rows import server_key
 from tests.unit.training.fleets import hourly_fleet
 from training.train_tft import CHECKPOINT, main
 
@@ -53,7 +53,7 @@ def long_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory, long_csv: Path) -> Path:
     root = tmp_path_factory.mktemp("models") / "tft"
-    result = _run("--csv", str(long_csv), "--out", str(root), *QUICK)
+    result = _run("--csv", str(long_csv), "--out", str(root), "--report", str(root.parent / "docs"), *QUICK)
     assert result.exit_code == 0, result.output
     return root
 
@@ -85,10 +85,19 @@ def test_manifest_says_what_was_trained_on_what(bundle: Bundle, long_csv: Path) 
     assert {"model", "persistence", "seasonal_naive", "coverage", "beaten_by"} == set(numbers)
 
 
+def test_report_is_written_where_it_is_asked_for(root: Path, bundle: Bundle) -> None:
+    document = json.loads((root.parent / "docs" / "forecast-quality.json").read_text())
+    assert document["reports"] == (bundle.manifest.metrics or {})
+    assert document["training"]["data"] == (bundle.manifest.training or {})["data"]
+    assert "## Servers never seen" in (root.parent / "docs" / "forecast-quality.md").read_text()
+
+
 def test_golden_samples_hold_in_the_server(root: Path) -> None:
     loaded = load_model(LocalDirectorySource(root), "current", policy=POLICY, loaders=LOADERS, clock=SystemClock())
     assert loaded.facts.training["epochs"] == 2
     assert loaded.facts.engine["cpu_percent"].startswith("torch ")
+    assert loaded.facts.temporal is not None
+    assert (loaded.facts.temporal.mode, loaded.facts.temporal.n_entities) == ("tft", 5)
 
 
 def test_last_golden_sample_is_of_a_stranger(bundle: Bundle) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from serve_app.domain.errors import BundleError, GoldenMismatchError
 from serve_app.domain.manifest import Golden
+from serve_app.domain.signature import Column, Signature
 from serve_app.usecases.check_golden import check_golden, golden_samples
 from serve_app.usecases.ports import Bundle
 from tests import builders
@@ -53,10 +54,26 @@ def test_difference_beyond_the_tolerance_fails() -> None:
         check_golden(summing(), golden_bundle([[1, 2]], [[3.2]], atol=0.1, rtol=0.01))
 
 
+def test_slack_is_a_share_of_the_largest_that_an_output_expects() -> None:
+    bundle = golden_bundle([[1, 2], [50, 50]], [[3.5], [100]])
+    check_golden(summing(), bundle, slack=0.005)
+    with pytest.raises(GoldenMismatchError, match=r"expected 3\.5 within 0\.4, found 3"):
+        check_golden(summing(), bundle, slack=0.004)
+
+
 def test_nan_never_passes() -> None:
     broken = FakePredictor(SIGNATURE, answer=lambda rows: np.full((len(rows), 1), np.nan))
     with pytest.raises(GoldenMismatchError, match="found nan"):
         check_golden(broken, golden_bundle([[1, 2]], [[3]], atol=100))
+
+
+def test_element_of_a_tensor_is_named_by_its_place() -> None:
+    signature = Signature(inputs=(Column(name="w", shape=(2,)),), outputs=(Column(name="forecast", shape=(2, 2)),))
+    check_golden(FakePredictor(signature), golden_bundle([[1, 2]], [[3, 3, 3, 3]]))
+    with pytest.raises(GoldenMismatchError, match=r"1 of its 4 golden outputs.* output 'forecast\[2\]': expected 4"):
+        check_golden(FakePredictor(signature), golden_bundle([[1, 2]], [[3, 3, 4, 3]]))
+    with pytest.raises(BundleError, match="expected 2 values in each row of inputs, found 1"):
+        check_golden(FakePredictor(signature), golden_bundle([[1]], [[3, 3, 3, 3]]))
 
 
 def test_labels_are_compared_as_they_are() -> None:

@@ -70,6 +70,7 @@ class World:
     clock: FakeClock = field(default_factory=FakeClock)
     meter: FakeReloadMeter = field(default_factory=FakeReloadMeter)
     mode: ReloadMode = ReloadMode.POLL
+    unloads_first: bool = False
 
     def __post_init__(self) -> None:
         self.trial = FakeTrial(self.source)
@@ -81,7 +82,7 @@ class World:
         keeper = StateKeeper(self.store)
         reloader = ModelReloader(
             FAMILY,
-            ReloadPolicy(TrialLimits(10.0, 1 << 20), prepare_timeout_s=10.0),
+            ReloadPolicy(TrialLimits(10.0, 1 << 20), prepare_timeout_s=10.0, unloads_first=self.unloads_first),
             keeper=keeper,
             fleet=self.fleet,
             gateways=self.gateways,
@@ -159,6 +160,57 @@ async def test_a_reload_commits_only_after_every_replica_is_ready(world: World) 
     assert (await running).outcome is Outcome.RELOADED
     assert active(control) == "v2"
     assert all(set(held) == {"v1", "v2"} for held in world.fleet.held)
+
+
+@pytest.mark.parametrize("n_replicas", [1, 2, 3, 4])
+async def test_replicas_with_room_for_one_version_change_one_after_the_other_while_others_answer(
+    n_replicas: int,
+) -> None:
+    world = World(fleet=FakeFleet(n_replicas), unloads_first=True)
+    world.publish("v1")
+    world.fleet.has_room_for_one = True
+    control = await world.reconciler()
+    await settled(control)
+    world.publish("v2")
+    world.fleet.answering.clear()
+    assert (await reload(control)).outcome is Outcome.RELOADED
+    before_commit = list(world.fleet.answering)
+    assert active(control) == "v2"
+    assert sum("v2" in held for held in world.fleet.held) == (n_replicas + 1) // 2
+    assert n_replicas == 1 or all(["v1"] in held for held in before_commit)
+    await control.tick(FAMILY)
+    assert all(set(held) == {"v2"} for held in world.fleet.held)
+    calls = len(world.fleet.log)
+    await control.tick(FAMILY)
+    assert len(world.fleet.log) == calls  # the last good version is left out, and nobody is asked for it again
+
+
+async def test_without_the_policy_a_candidate_without_room_is_not_waited_for_in_turns(world: World) -> None:
+    control = await world.reconciler()
+    await settled(control)
+    world.publish("v2")
+    world.fleet.has_room_for_one = True
+    world.clock.advance(0.0)
+    running = asyncio.create_task(reload(control))
+    async with asyncio.timeout(5):
+        while "prepare v1 v2" not in world.fleet.log:
+            await asyncio.sleep(0)
+    world.clock.advance(11)
+    assert (await running).outcome is Outcome.FAILED
+    assert not any("unloading" in line for line in world.fleet.log)
+
+
+async def test_a_candidate_that_fails_on_the_first_replica_unloads_no_other(world: World) -> None:
+    world.unloads_first = True
+    world.fleet = FakeFleet(3)
+    world.fleet.has_room_for_one = True
+    control = await world.reconciler()
+    await settled(control)
+    world.publish("v2")
+    world.fleet.refuses[world.source.fetch("v2").digest] = "it is spoilt"
+    assert (await reload(control)).outcome is Outcome.FAILED
+    assert all(set(held) == {"v1"} for held in world.fleet.held)
+    assert active(control) == "v1"
 
 
 async def test_a_reload_of_what_is_active_changes_nothing(world: World) -> None:

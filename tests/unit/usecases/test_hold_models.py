@@ -25,15 +25,11 @@ from serve_app.adapters.process_memory import ProcessMemory
 from serve_app.adapters.sources.local_directory import LocalDirectorySource
 from serve_app.domain.errors import BundleError, GoldenMismatchError, ReloadError, ServeAppError, SourceError
 from serve_app.domain.model_slot import STAGES, Slot, SlotState
-from serve_app.usecases.hold_models import (
-    KEPT_ENDED_SLOTS,
-    Counts,
-    LoadCancelledError,
-    ResidencyLimits,
-    ResidentModels,
-)
+from serve_app.usecases.hold_models import Counts, ResidencyLimits, ResidentModels
 from serve_app.usecases.load_model import LoadPolicy
 from serve_app.usecases.ports import Bundle
+from serve_app.usecases.run_loads import LoadCancelledError
+from serve_app.usecases.version_slots import KEPT_ENDED_SLOTS
 from tests import builders
 from tests.fakes.bundle_source import FakeBundleSource
 from tests.fakes.clock import FakeClock

@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from serve_app.domain.windows import Fate, Metric, Record, Refusal, WindowRules
-from serve_app.usecases.keep_windows import WindowTable, counted, filled
+from serve_app.usecases.keep_windows import WindowTable, counted, filled, span_and_gap
 
 STEP_S = 300
 RULES = WindowRules((Metric("cpu", "percent", 0, 100), Metric("ram")), length=6, max_gap_steps=2)
@@ -104,6 +105,50 @@ def test_entities_that_lack_something_are_named_with_it() -> None:
         made.lacks(["new"], needed_steps=7)
 
 
+def present(*pictures: str) -> NDArray[np.bool_]:
+    """Read windows from pictures: `x` is a step with a record."""
+    return np.array([[letter == "x" for letter in picture] for picture in pictures])
+
+
+@pytest.mark.parametrize(
+    ("picture", "span", "gap"),
+    [("xxxxxxxx", 8, 0), ("xx..x..x", 8, 2), ("..xxx.xx", 6, 1), ("x......x", 8, 6), ("x.......", 8, 7),
+     (".......x", 1, 0), ("........", 0, 0)],
+)  # fmt: skip
+def test_span_begins_with_the_first_record_and_gaps_after_it(picture: str, span: int, gap: int) -> None:
+    spans, gaps = span_and_gap(present("xx......", picture))
+    assert (spans.tolist(), gaps.tolist()) == ([8, span], [6, gap])
+
+
+@given(st.lists(st.text("x.", min_size=6, max_size=6), min_size=1, max_size=8), st.integers(1, 6))
+@settings(deadline=None)
+def test_an_entity_lacks_something_when_it_is_short_or_a_gap_is_long(pictures: list[str], needed: int) -> None:
+    """Against the same said with words: a window ends at its newest record, so the pictures do."""
+    made = WindowTable(RULES)
+    for n, picture in enumerate(pictures):
+        for step, letter in enumerate(picture[:-1] + "x"):
+            if letter == "x":
+                made.put(record(step, entity=f"web-{n}"))
+    lacks = made.lacks(made.entities, needed_steps=needed)
+    for n, picture in enumerate(pictures):
+        wanted = (picture[:-1] + "x")[-needed:].lstrip(".")
+        longest_gap = max(len(run) for run in wanted.split("x"))
+        is_right = len(wanted) == needed and longest_gap <= RULES.max_gap_steps
+        assert (f"web-{n}" not in lacks) == is_right
+        if not is_right:
+            lack = lacks[f"web-{n}"]
+            assert (lack.present_steps, lack.longest_gap_steps) == (len(wanted), longest_gap)
+
+
+def test_step_without_all_metrics_is_a_gap_until_they_come() -> None:
+    made = table(*(record(i) for i in range(6)))
+    at_s = (START + 6) * STEP_S
+    made.put(Record("web-1", at_s, {"cpu": 1.0}))
+    assert made.lacks(["web-1"], needed_steps=1) != {}
+    made.put(Record("web-1", at_s + 1, {"ram": 1.0}))
+    assert made.lacks(["web-1"], needed_steps=1) == {}
+
+
 def test_last_steps_alone_can_be_asked_for() -> None:
     assert table(*(record(i, i) for i in range(6))).windows(["web-1"], length=2).values[0, :, 0].tolist() == [4, 5]
 
@@ -124,6 +169,65 @@ def test_image_holds_everything_and_is_no_view() -> None:
     assert cpu(again) == [4, 5, 6, 7, 8, 9]
     with pytest.raises(ValueError, match="expected windows of shape"):
         WindowTable.of_image(made.image(), WindowRules(RULES.metrics, length=7))
+
+
+def test_image_of_gaps_lacks_what_the_table_lacked() -> None:
+    made = table(record(0), record(5), Record("web-2", START * STEP_S, {"cpu": 1.0}))
+    again = WindowTable.of_image(made.image(), RULES)
+    assert again.lacks(again.entities, needed_steps=3) == made.lacks(made.entities, needed_steps=3) != {}
+
+
+def test_revision_grows_with_what_changes_something_and_only_then() -> None:
+    made = table(record(5))
+    before = made.revision
+    for same in (record(5), record(-1), Record("web-1", NOW_S, {"cpu": 200.0})):
+        made.take(same, now_s=NOW_S)
+    assert made.revision == before
+    for number, other in enumerate((record(6), record(4), record(6, 7, offset_s=1), record(0, entity="web-2")), 1):
+        made.take(other, now_s=NOW_S)
+        assert made.revision == before + number
+    made.take(record(6, 9), now_s=NOW_S)  # earlier in a step that is held
+    assert made.revision == before + 4
+
+
+def test_table_that_was_read_again_has_another_revision() -> None:
+    made = table(record(5))
+    assert WindowTable.of_image(made.image(), RULES).revision != made.revision
+
+
+def test_entity_above_the_limit_is_refused_and_the_others_are_taken() -> None:
+    made = WindowTable(WindowRules(RULES.metrics, length=6, max_entities=2))
+    for name in ("web-1", "web-2"):
+        assert made.take(record(0, entity=name), now_s=NOW_S) is Fate.TAKEN
+    refused = made.take(record(0, entity="web-3"), now_s=NOW_S)
+    assert refused == Refusal(Fate.TOO_MANY_ENTITIES, "expected at most 2 entities, 'web-3' would be one more")
+    assert refused.fate.is_refused
+    assert made.take(record(1, entity="web-2"), now_s=NOW_S) is Fate.TAKEN
+    assert made.put(record(0, entity="web-3")) is Fate.TAKEN  # a journal is never refused
+    assert len(made) == 3
+
+
+def test_entities_are_stale_beside_the_newest_of_all_whatever_the_clock_says() -> None:
+    made = WindowTable(WindowRules(RULES.metrics, length=6, forget_after_s=10 * STEP_S))
+    assert made.stale() == frozenset()
+    made.put(record(0, entity="old"))
+    made.put(record(1, entity="edge"))
+    made.put(record(11, entity="new"))
+    assert made.stale() == {"old"}
+
+
+def test_forgotten_entities_leave_the_others_as_they_are() -> None:
+    made = table(*(record(i, i * n, entity=f"web-{n}") for n in range(5) for i in (0, 2, 3)))
+    before = made.revision
+    image = made.image(without={"web-0", "web-3"})
+    made.forget({"web-0", "web-3"})
+    assert made.revision == before + 1
+    for each in (made, WindowTable.of_image(image, RULES)):
+        assert each.entities == ("web-1", "web-2", "web-4")
+        assert cpu(each, "web-4") == [-1, -1, 0, 4, 8, 12]
+        assert each.lacks(["web-3", "web-4"], needed_steps=4).keys() == {"web-3"}
+        assert each.put(record(9, 9, entity="web-3")) is Fate.TAKEN
+        assert cpu(each, "web-3") == [-1, -1, -1, -1, -1, 9]
 
 
 def test_fates_are_counted_refusals_among_them() -> None:

@@ -12,6 +12,8 @@ from serve_app.adapters.sources.local_directory import LocalDirectorySource
 from serve_app.domain.errors import BundleError, GoldenMismatchError, SourceError
 from serve_app.domain.manifest import Golden
 from serve_app.domain.model_slot import SlotState
+from serve_app.domain.signature import Column, Signature
+from serve_app.domain.temporal import TemporalShape
 from serve_app.usecases.load_model import INLINE_LIMIT_S, LoadedModel, LoadPolicy, load_model
 from serve_app.usecases.ports import Bundle, BundleSource, Loader
 from tests import builders
@@ -192,3 +194,35 @@ def test_real_bundle_is_refused_while_pickle_is_not_allowed(tmp_path: Path) -> N
     strict = LoadPolicy("forecaster", "regression", "sklearn_targets", ())
     with pytest.raises(BundleError, match="which reads pickle"):
         load_model(LocalDirectorySource(tmp_path), "v1", policy=strict, loaders=LOADERS, clock=FakeClock())
+
+
+class TemporalFake(FakePredictor):
+    """A predictor of windows of two steps."""
+
+    temporal = TemporalShape(
+        mode="fake", metrics=("cpu",), units=("percent",), max_encoder_length=2, max_prediction_length=3, step_s=60,
+        quantiles=(0.5,), n_entities=1,
+    )  # fmt: skip
+    entities = ("web-01",)
+
+
+def test_model_of_windows_is_warmed_up_with_whole_rows_and_tells_its_shape() -> None:
+    signature = Signature(
+        inputs=(Column(name="server_key", dtype="int64"), Column(name="window", shape=(2, 1))),
+        outputs=(Column(name="forecast", shape=(3, 1, 1)),),
+    )
+    widths: list[int] = []
+
+    def forecasts(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        widths.append(rows.shape[1])
+        return np.zeros((len(rows), 3))
+
+    facts = load(plain_bundle(), loader=OnePredictor(TemporalFake(signature, answer=forecasts))).facts
+    assert facts.temporal == TemporalFake.temporal
+    assert set(widths) == {3}
+    narrow = OnePredictor(TemporalFake(signature, answer=lambda rows: np.zeros((len(rows), 1))))
+    assert r"expected outputs of shape (64, 3)" in refusal(plain_bundle(), loader=narrow)
+
+
+def test_other_models_have_no_temporal_shape() -> None:
+    assert load(plain_bundle()).facts.temporal is None

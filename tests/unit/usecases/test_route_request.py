@@ -163,6 +163,21 @@ async def test_last_good_version_is_the_way_out(routed: Routed) -> None:
     assert routed.router.fallback(other) is None
 
 
+async def test_request_of_before_a_commit_goes_to_what_is_routed_to_now(routed: Routed) -> None:
+    routed.observe("v1", "v2")
+    (before,) = routed.router.follow(table(1, "v1"))
+    routed.router.follow(table(2, "v2", last_good="v1"))
+    other = routed.router.fallback(before)
+    assert other is not None
+    assert (other.version, other.reason, other.generation) == ("v2", "fallback", 2)
+
+
+async def test_version_that_takes_other_inputs_is_no_way_out(routed: Routed) -> None:
+    routed.router.observe(FAMILY, "cpu", [report("v2", loaded("v1", signature=builders.signature(["a", "b", "c"])))])
+    (target,) = routed.router.follow(table(1, "v2", last_good="v1"))
+    assert routed.router.fallback(target) is None
+
+
 @pytest.mark.parametrize("last_good", [None, "v2", "v0"])
 async def test_without_a_loaded_last_good_version_there_is_no_way_out(routed: Routed, last_good: str | None) -> None:
     routed.observe("v1", "v2")

@@ -23,11 +23,20 @@ class FakeRecordJournal:
     appended: list[list[Record]] = field(default_factory=list)
     images: list[TableImage] = field(default_factory=list)
     error: Exception | None = None
+    image_error: Exception | None = None
+    n_compactions: int = 0
     gate: threading.Event = field(default_factory=threading.Event)
     journal_bytes: int = 0
 
     def __post_init__(self) -> None:
         self.gate.set()
+
+    def open(self, *, wait_s: float = 0.0) -> WindowTable:
+        return WindowTable(RULES)
+
+    def renew(self) -> None: ...
+
+    def close(self) -> None: ...
 
     def append(self, records: Sequence[Record]) -> None:
         assert self.gate.wait(5)
@@ -37,19 +46,20 @@ class FakeRecordJournal:
         self.journal_bytes += len(records)
 
     def compact(self, image: TableImage) -> None:
-        if self.error is not None:
-            raise self.error
+        self.n_compactions += 1
+        if self.image_error is not None:
+            raise self.image_error
         self.images.append(image)
         self.journal_bytes = 0
 
 
 class Taking:
-    def __init__(self, *, compact_bytes: int = 1000) -> None:
+    def __init__(self, *, compact_bytes: int = 1000, rules: WindowRules = RULES) -> None:
         self.clock = FakeClock()
         self.journal = FakeRecordJournal()
         self.counted: Counter[Fate] = Counter()
         self.taker = ObservationTaker(
-            WindowTable(RULES), self.journal, RULES, clock=self.clock, compact_bytes=compact_bytes, count=self.count,
+            WindowTable(rules), self.journal, rules, clock=self.clock, compact_bytes=compact_bytes, count=self.count,
         )  # fmt: skip
         self.first_step = int(self.clock.now_s() // STEP_S) - 20
 
@@ -58,6 +68,12 @@ class Taking:
 
     def record(self, step: int, cpu: float = 1.0, *, entity: str = "web-1") -> Record:
         return Record(entity, (self.first_step + step) * STEP_S, {"cpu": cpu})
+
+    async def compacted(self, times: int) -> None:
+        """Wait until so many images were begun, and nothing is under way."""
+        async with asyncio.timeout(5):
+            while self.journal.n_compactions < times or self.taker._writing is not None:
+                await asyncio.sleep(0.001)
 
     @property
     def series(self) -> list[float]:
@@ -127,7 +143,7 @@ async def test_large_journal_becomes_an_image_of_all_that_was_taken() -> None:
     taking = Taking(compact_bytes=3)
     for step in range(4):
         await taking.taker.take([taking.record(step)])
-    await asyncio.sleep(0.1)
+    await taking.compacted(1)
     (image,) = taking.journal.images
     assert image.newest_step.tolist() == [taking.first_step + 2]
 
@@ -141,3 +157,89 @@ async def test_sender_that_goes_away_leaves_the_others_their_answers() -> None:
     taking.journal.gate.set()
     assert (await stays).counts == {Fate.TAKEN: 1}
     assert len(taking.series) == 2
+
+
+async def test_new_entities_that_wait_for_the_same_write_count_too() -> None:
+    taking = Taking(rules=WindowRules(RULES.metrics, length=6, max_entities=2))
+    taking.journal.gate.clear()
+    batches = [
+        asyncio.create_task(
+            taking.taker.take([taking.record(0, entity=f"web-{n}"), taking.record(1, entity=f"web-{n}")])
+        )
+        for n in range(3)
+    ]
+    await asyncio.sleep(0)
+    taking.journal.gate.set()
+    first, second, third = [(await batch).counts for batch in batches]
+    assert first == second == {Fate.TAKEN: 2}
+    assert third == {Fate.TOO_MANY_ENTITIES: 2}
+    assert taking.taker.table.entities == ("web-0", "web-1")
+
+
+async def test_room_that_a_failed_write_did_not_take_is_free_again() -> None:
+    taking = Taking(rules=WindowRules(RULES.metrics, length=6, max_entities=1))
+    taking.journal.error = StoreError("full")
+    with pytest.raises(StoreError):
+        await taking.taker.take([taking.record(0, entity="web-1")])
+    taking.journal.error = None
+    assert (await taking.taker.take([taking.record(0, entity="web-2")])).counts == {Fate.TAKEN: 1}
+
+
+async def test_stale_entities_go_with_the_image_that_lacks_them() -> None:
+    taking = Taking(compact_bytes=2, rules=WindowRules(RULES.metrics, length=6, forget_after_s=5 * STEP_S))
+    await taking.taker.take([taking.record(0, entity="old"), taking.record(10, entity="new")])
+    await taking.compacted(1)
+    assert taking.journal.images[0].entities == ("new",)
+    assert taking.taker.table.entities == ("new",)
+
+
+async def test_stale_entities_stay_when_the_image_cannot_be_written_and_it_is_not_tried_at_once_again() -> None:
+    taking = Taking(compact_bytes=2, rules=WindowRules(RULES.metrics, length=6, forget_after_s=5 * STEP_S))
+    taking.journal.image_error = StoreError("full")
+    await taking.taker.take([taking.record(0, entity="old"), taking.record(10, entity="new")])
+    await taking.compacted(1)
+    assert "old" in taking.taker.table
+    taking.journal.image_error = None
+    await taking.taker.take([taking.record(11, entity="new")])
+    assert taking.journal.n_compactions == 1
+    await taking.taker.take([taking.record(12, entity="new")])
+    await taking.compacted(2)
+    assert taking.taker.table.entities == ("new",)
+
+
+class FakeArchive:
+    def __init__(self, taking: Taking) -> None:
+        self.taking = taking
+        self.cpus: list[float] = []
+        self.journalled: list[int] = []
+
+    def append(self, records: Sequence[Record]) -> None:
+        self.journalled.append(sum(map(len, self.taking.journal.appended)))
+        self.cpus += [record.values["cpu"] for record in records]
+
+
+async def test_what_says_something_new_is_archived_after_it_was_journalled() -> None:
+    taking = Taking()
+    archive = FakeArchive(taking)
+    taking.taker = ObservationTaker(
+        WindowTable(RULES), taking.journal, RULES, clock=taking.clock, compact_bytes=1000, archive=archive
+    )
+    newest, older = taking.record(9, 9), taking.record(8, 8)
+    await taking.taker.take([newest, newest, older, taking.record(9, 7), taking.record(0, 1), taking.record(9, 500)])
+    async with asyncio.timeout(5):
+        while taking.taker._writing is not None:
+            await asyncio.sleep(0.001)
+    assert archive.cpus == [9, 8, 7]  # neither the duplicate, nor what came too late, nor what was refused
+    assert archive.journalled == [5]
+
+
+async def test_what_the_journal_did_not_take_is_not_archived() -> None:
+    taking = Taking()
+    archive = FakeArchive(taking)
+    taking.journal.error = StoreError("disk full")
+    taking.taker = ObservationTaker(
+        WindowTable(RULES), taking.journal, RULES, clock=taking.clock, compact_bytes=1000, archive=archive
+    )
+    with pytest.raises(StoreError):
+        await taking.taker.take([taking.record(0)])
+    assert archive.cpus == []

@@ -8,10 +8,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from serve_app.adapters.loaders.tft.calendar import known_features
 from serve_app.adapters.loaders.tft.network import Inputs, Outcome, TemporalFusionTransformer
 from serve_app.adapters.loaders.tft.normaliser import Normalised, Normaliser
 from serve_app.adapters.loaders.tft.tft_config import TftConfig
-from serve_app.adapters.loaders.tft.windows import Float32, Float64, known_features
+from serve_app.usecases.window_rows import Float32, Float64
 
 CHUNK_WINDOWS = 32
 """Windows that pass the network at once on a CPU: with more, what is between two layers no longer fits its caches."""
@@ -44,6 +45,7 @@ class TftForecaster(nn.Module):
     def __init__(self, config: TftConfig, n_servers: int) -> None:
         super().__init__()
         self.config = config
+        self.computes_in_bf16 = False
         self.normaliser = Normaliser(config.metrics, n_servers)
         self.network = TemporalFusionTransformer(config, n_servers)
 
@@ -75,7 +77,7 @@ class TftForecaster(nn.Module):
         config = self.config
         shape = (config.max_prediction_length, len(config.metrics), len(config.quantiles))
         parts = [
-            self.normaliser.restored(outcome.quantiles, normalised).float().cpu().numpy()
+            self.normaliser.restored(outcome.quantiles.float(), normalised).float().cpu().numpy()
             for outcome, normalised in self._passes(windows, end_times_s, servers)
         ]
         return np.concatenate([np.empty((0, *shape), dtype=np.float32), *parts])
@@ -112,6 +114,7 @@ class TftForecaster(nn.Module):
                 known if len(known) == 1 else known[here],
                 torch.from_numpy(np.ascontiguousarray(servers[here], dtype=np.int64)),
             )
-            with torch.inference_mode():
+            bf16 = torch.autocast(self.device.type, torch.bfloat16, enabled=self.computes_in_bf16)
+            with torch.inference_mode(), bf16:
                 result: tuple[Outcome, Normalised] = self(*(tensor.to(self.device) for tensor in tensors))
             yield result

@@ -9,7 +9,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from serve_app.adapters.loaders.tft.windows import server_key
+from serve_app.usecases.window_rows import server_key
 
 UNKNOWN = 0
 

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from serve_app.domain.signature import Column, Signature
+from serve_app.domain.temporal import TemporalShape
 
 KnownFeature = Literal["time_of_day_sin", "time_of_day_cos", "time_of_week_sin", "time_of_week_cos"]
 KNOWN_FEATURES: tuple[KnownFeature, ...] = (
@@ -14,9 +15,6 @@ KNOWN_FEATURES: tuple[KnownFeature, ...] = (
     "time_of_week_sin",
     "time_of_week_cos",
 )
-
-SERVER_KEY, END_TIME = "server_key", "end_time_s"
-"""The two inputs of a row that are no observations."""
 
 _Quantile = Annotated[float, Field(gt=0, lt=1)]
 
@@ -115,18 +113,27 @@ class TftConfig(BaseModel):
         return ("server", "level")
 
     def signature(self) -> Signature:
-        """Return the columns of a row and of its answer; `windows.py` packs and unpacks them."""
-        steps = [f"t-{back}" if back else "t" for back in range(self.max_encoder_length - 1, -1, -1)]
+        """Return the columns of a row and of its answer; `usecases/window_rows.py` packs and unpacks them."""
+        window = (self.max_encoder_length, len(self.metrics))
+        forecast = (self.max_prediction_length, len(self.metrics), len(self.quantiles))
         return Signature(
             inputs=(
-                Column(name=SERVER_KEY, dtype="int64"),
-                Column(name=END_TIME, unit="s"),
-                *(Column(name=f"{m.name}.{step}", unit=m.unit) for step in steps for m in self.metrics),
+                Column(name="server_key", dtype="int64"),
+                Column(name="end_time_s", unit="s"),
+                Column(name="window", dtype="float32", shape=window),
             ),
-            outputs=tuple(
-                Column(name=f"{metric.name}.t+{ahead}.q{quantile:g}", unit=metric.unit)
-                for ahead in range(1, self.max_prediction_length + 1)
-                for metric in self.metrics
-                for quantile in self.quantiles
-            ),
+            outputs=(Column(name="forecast", dtype="float32", shape=forecast),),
+        )
+
+    def temporal(self, n_servers: int) -> TemporalShape:
+        """Return what a model of this configuration says of itself when it was trained on so many servers."""
+        return TemporalShape(
+            mode="tft",
+            metrics=self.metric_names,
+            units=tuple(metric.unit or "" for metric in self.metrics),
+            max_encoder_length=self.max_encoder_length,
+            max_prediction_length=self.max_prediction_length,
+            step_s=self.step_seconds,
+            quantiles=self.quantiles,
+            n_entities=n_servers,
         )

@@ -3,8 +3,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from serve_app.adapters.loaders.tft.calendar import known_features
 from serve_app.adapters.loaders.tft.network import Inputs, Outcome, TemporalFusionTransformer, ascending
-from serve_app.adapters.loaders.tft.windows import known_features
 from tests.unit.adapters.loaders.tft.forecasters import config, end_times, forecaster, windows
 
 

@@ -12,8 +12,31 @@ def test_defaults_are_a_day_of_five_minutes_and_eight_hours_ahead() -> None:
     made = TftConfig(metrics=(CPU,))
     assert (made.max_encoder_length, made.max_prediction_length, made.step_seconds) == (288, 96, 300)
     assert made.quantiles == (0.1, 0.5, 0.9)
-    assert len(made.signature().inputs) == 2 + 288
-    assert len(made.signature().outputs) == 96 * 3
+    assert (made.signature().input_width, made.signature().output_width) == (2 + 288, 96 * 3)
+
+
+def test_signature_has_a_column_for_each_part_of_a_row() -> None:
+    signature = config().signature()
+    assert [(c.name, c.dtype, c.unit, c.shape) for c in (*signature.inputs, *signature.outputs)] == [
+        ("server_key", "int64", None, ()),
+        ("end_time_s", "float64", "s", ()),
+        ("window", "float32", None, (12, 2)),
+        ("forecast", "float32", None, (4, 2, 3)),
+    ]
+    assert len(config(max_encoder_length=4096).signature().model_dump_json()) < 600
+
+
+def test_temporal_shape_says_what_the_configuration_does() -> None:
+    assert config().temporal(7).model_dump() == {
+        "mode": "tft",
+        "metrics": ("cpu_percent", "disk_io_mb_per_s"),
+        "units": ("percent", "MB/s"),
+        "max_encoder_length": 12,
+        "max_prediction_length": 4,
+        "step_s": 300,
+        "quantiles": (0.1, 0.5, 0.9),
+        "n_entities": 7,
+    }
 
 
 def test_json_is_read_back_as_it_was() -> None:

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from typing import Any
@@ -11,10 +12,11 @@ from safetensors.torch import load, save
 from serve_app.adapters.loaders import LOADERS
 from serve_app.adapters.loaders.tft.predictor import TftPredictor
 from serve_app.adapters.loaders.tft.torch_loader import TorchLoader
-from serve_app.adapters.loaders.tft.windows import pack_forecasts, pack_rows, unpack_forecasts
-from serve_app.domain.errors import BundleError, ConfigError, InvalidInputError
+from serve_app.domain.errors import BundleError, InvalidInputError
 from serve_app.domain.manifest import Golden
 from serve_app.usecases.check_golden import check_golden
+from serve_app.usecases.ports import TemporalPredictor
+from serve_app.usecases.window_rows import pack_forecasts, pack_rows, unpack_forecasts
 from tests import builders
 from tests.unit.adapters.loaders.tft import forecasters
 from tests.unit.adapters.loaders.tft.forecasters import SERVERS, bundle, changed_config, end_times, files, windows
@@ -28,7 +30,7 @@ def predictor() -> TftPredictor:
 
 
 def _rows(predictor: TftPredictor) -> np.ndarray[Any, np.dtype[np.float64]]:
-    return pack_rows(predictor.config, windows(4), end_times(4), NAMES)
+    return pack_rows(predictor.temporal, windows(4), end_times(4), NAMES)
 
 
 def _with_tensors(**changes: torch.Tensor | None) -> dict[str, bytes]:
@@ -59,15 +61,17 @@ def test_golden_samples_hold_after_a_reload_and_catch_another_model(predictor: T
 
 def test_predictor_describes_itself(predictor: TftPredictor) -> None:
     assert predictor.signature == predictor.config.signature()
-    assert predictor.servers == SERVERS
+    assert predictor.servers == predictor.entities == SERVERS
+    assert predictor.temporal == predictor.config.temporal(3)
+    assert isinstance(predictor, TemporalPredictor)
     assert set(predictor.engine) == {"cpu_percent", "disk_io_mb_per_s"}
-    assert predictor.engine["cpu_percent"].endswith("on cpu")
+    assert predictor.engine["cpu_percent"].endswith("on cpu in float32")
     assert predictor.artifact_bytes == sum(map(len, files().values()))
 
 
 def test_stranger_is_predicted_by_its_window(predictor: TftPredictor) -> None:
-    rows = pack_rows(predictor.config, np.repeat(windows(1), 2, axis=0), end_times(2) * 0 + 1e9, ["x", "y"])
-    forecasts = unpack_forecasts(predictor.config, predictor.predict(rows))
+    rows = pack_rows(predictor.temporal, np.repeat(windows(1), 2, axis=0), end_times(2) * 0 + 1e9, ["x", "y"])
+    forecasts = unpack_forecasts(predictor.temporal, predictor.predict(rows))
     np.testing.assert_array_equal(forecasts[0], forecasts[1])
     assert np.isfinite(forecasts).all()
 
@@ -75,7 +79,7 @@ def test_stranger_is_predicted_by_its_window(predictor: TftPredictor) -> None:
 def test_short_window_with_gaps_gives_finite_forecasts(predictor: TftPredictor) -> None:
     short = windows(2)[:, -3:].copy()
     short[0, 1] = np.nan
-    rows = pack_rows(predictor.config, short, end_times(2), ["web-01", "stranger"])
+    rows = pack_rows(predictor.temporal, short, end_times(2), ["web-01", "stranger"])
     assert np.isfinite(predictor.predict(rows)).all()
 
 
@@ -148,11 +152,21 @@ def test_signature_that_is_not_the_configurations_is_refused() -> None:
     assert "signature: expected the columns" in _problems(files(), signature=builders.signature())
 
 
-def test_device_that_is_not_there_is_the_operators_problem() -> None:
-    if torch.cuda.is_available():
-        pytest.skip("this machine has CUDA")
-    with pytest.raises(ConfigError, match="found 'cuda' and no CUDA here"):
-        TorchLoader(device="cuda").load(bundle())
+@pytest.mark.parametrize(("threads", "used"), [(None, 1), (2, 2)])
+def test_call_has_one_thread_unless_more_are_asked_for(threads: int | None, used: int) -> None:
+    code = (
+        "import sys, torch\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from serve_app.adapters.loaders.tft.torch_loader import TorchLoader\n"
+        "from tests.unit.adapters.loaders.tft.forecasters import bundle\n"
+        f"loader = TorchLoader({'' if threads is None else f'threads={threads}'})\n"
+        "with ThreadPoolExecutor(1) as loading, ThreadPoolExecutor(1) as calling:\n"
+        "    loading.submit(loader.load, bundle()).result()\n"
+        "    print(calling.submit(torch.get_num_threads).result())\n"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    ran = subprocess.run([sys.executable, "-c", code], check=True, env=environment, capture_output=True, text=True)
+    assert ran.stdout.strip() == str(used)
 
 
 def test_known_loaders_do_not_import_torch_until_a_model_needs_it() -> None:

@@ -1,0 +1,53 @@
+"""The split of the gateways while a rollout is under way: a function of its state alone."""
+
+from serve_app.domain.rollout_plan import Strategy
+from serve_app.domain.rollout_state import PauseReason, Phase, RolloutState
+from serve_app.domain.traffic import N_BUCKETS, Segment, Shadow, Split, Variant
+
+
+def split_of(state: RolloutState) -> Split | None:
+    """Return how the gateways share out the requests; None: as if there were no rollout, to the active version."""
+    match state.phase:
+        case Phase.PENDING | Phase.WATCHING | Phase.SUCCEEDED | Phase.ABORTED | Phase.FAILED:
+            return None
+        case Phase.ABORTING:
+            return _split(state)
+        case Phase.PAUSED if state.pause_reason is PauseReason.CAP:
+            return _split(state)
+        case Phase.PAUSED | Phase.PROMOTING:
+            return _split_while(state, state.came_from)
+        case _:
+            return _split_while(state, state.phase)
+
+
+def _split_while(state: RolloutState, phase: Phase | None) -> Split | None:
+    match phase:
+        case Phase.SHADOW:
+            return _split(state, is_shadow=True)
+        case Phase.SEGMENT:
+            return _split(state, is_candidate_named=True)
+        case Phase.STEP | Phase.EXPERIMENT:
+            return _split(state, is_candidate_named=True, weight=state.plan.steps[state.step].buckets)
+        case _:
+            return None
+
+
+def _split(state: RolloutState, *, is_candidate_named: bool = False, weight: int = 0, is_shadow: bool = False) -> Split:
+    plan = state.plan
+    ours, theirs = ("a", "b") if plan.strategy is Strategy.AB else ("stable", "canary")
+    variants = [Variant(name=ours, version=state.stable.version, pool=plan.stable_pool, weight=N_BUCKETS - weight)]
+    segments = []
+    if is_candidate_named:
+        variants.append(Variant(name=theirs, version=state.candidate.version, pool=plan.pool, weight=weight))
+        if plan.segment_first is not None:
+            segments.append(Segment(variant=theirs, entities=plan.segment_first.entities))
+    shadow = None
+    if is_shadow and plan.shadow_first is not None:
+        shadow = Shadow(version=state.candidate.version, pool=plan.pool, sample=plan.shadow_first.buckets)
+    return Split(
+        variants=tuple(variants),
+        salt=state.salt,
+        segments=tuple(segments),
+        targeting=plan.targeting,
+        shadow=shadow,
+    )
