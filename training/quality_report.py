@@ -5,6 +5,7 @@ The page is written from the document alone, and says in words where the model i
 
 import os
 import platform
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version as package_version
@@ -23,13 +24,20 @@ _SAID = {"persistence": "the last value", "seasonal_naive": "the day before"}
 
 
 def quality_document(
-    reports: Mapping[str, TftReport], training: Mapping[str, Any], units: Mapping[str, str], *, command: str
+    reports: Mapping[str, TftReport],
+    training: Mapping[str, Any],
+    units: Mapping[str, str],
+    *,
+    quantiles: Sequence[float],
+    command: str,
 ) -> dict[str, Any]:
-    """Return what was measured, on what and by which command, as JSON."""
+    """Return what was measured, on what and by which command, as JSON; this process must be that command's."""
     return {
         "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
+        "processor_seconds": round(time.process_time(), 1),
         "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "torch": package_version("torch")},
+        "quantiles": list(quantiles),
         "units": dict(units),
         "training": dict(training),
         "reports": {name: report.as_json() for name, report in reports.items()},
@@ -56,11 +64,12 @@ def quality_page(document: Mapping[str, Any]) -> str:
         f"- {document['written_at']}, {machine['cores']} cores, Python {machine['python']}, torch {machine['torch']}",
         f"- {_facts(training['data'])}",
         f"- trained in {training['training_time']} s with {_counted(training['threads'], 'thread')} on "
-        f"{training['servers_trained']} servers: {training['epochs']} epochs, the best was {training['best_epoch']}",
+        f"{training['servers_trained']} servers: {training['epochs']} epochs, the best was {training['best_epoch']};",
+        f"  all of the command took {document['processor_seconds']} s of processor time, on a machine that may be busy",
         "",
         "The numbers are mean absolute errors in the metric's unit; the model's is that of its median. The gain is",
         "by how much it is below the better of the other two. Coverage is the share of what came that lay between",
-        "its lowest and its highest quantile.",
+        f"its lowest and its highest quantile, of which {_nominal(document['quantiles']):.0%} is right.",
     ]
     for name, report in document["reports"].items():
         lines += ["", f"## {_TITLES[name]}", "", *_section(report, document["units"])]
@@ -98,6 +107,10 @@ def _freshness(data: Mapping[str, Any]) -> str:
 def _facts(data: Mapping[str, Any]) -> str:
     """Say what the fleet is, in the words of its facts."""
     return "data: " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in data.items())
+
+
+def _nominal(quantiles: Sequence[float]) -> float:
+    return quantiles[-1] - quantiles[0]
 
 
 def _counted(n: int, what: str) -> str:

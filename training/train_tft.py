@@ -236,7 +236,9 @@ def main(
         if report is not None:
             units = {metric.name: metric.unit or "" for metric in fleet.metrics}
             facts = training_facts(fitted, fleet, known, plan)
-            write_quality(report, quality_document(reports, facts, units, command=_command()))
+            write_quality(
+                report, quality_document(reports, facts, units, quantiles=config.quantiles, command=_command())
+            )
     except (ServeAppError, ValueError) as error:
         console.print(f"error: {error}", style="red", soft_wrap=True)
         raise typer.Exit(code=1) from error

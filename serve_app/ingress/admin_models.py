@@ -195,8 +195,9 @@ def _reload_answer(operation: Operation, models_dir: str, listed: dict[str, Know
             body = ReloadModel(success=False, error=error, current_model=path(operation.from_version))
             return answer(body, status=500, operation=operation)
         case Outcome.UNCHANGED:
+            model = path(operation.to_version) or ""  # under both names: clients read `new_model` after each success
             body = ReloadModel(
-                success=True, message="Model already loaded (same version)", model_path=path(operation.to_version) or ""
+                success=True, message="Model already loaded (same version)", model_path=model, new_model=model
             )
         case Outcome.RELOADED:
             version = operation.to_version or ""

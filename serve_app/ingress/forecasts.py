@@ -6,15 +6,15 @@ from typing import Annotated, Any, Final
 
 import orjson
 from fastapi import APIRouter, Query, Request, Response
-from starlette.requests import ClientDisconnect
 
-from serve_app.domain.errors import NotJsonError, PayloadTooLargeError, UnknownFamilyError
+from serve_app.domain.errors import NotJsonError, UnknownFamilyError
 from serve_app.domain.signature import shortened
 from serve_app.domain.windows import NotReadyError, UnknownEntityError
 from serve_app.ingress.admin import admin_route
 from serve_app.ingress.error_responses import JSON_HEADER
 from serve_app.ingress.forecast_bodies import ForecastWriter, store_body, window_body
 from serve_app.ingress.inference import COUNTED, OF_DEFAULT, PREFIX, AnswerMeter, route_headers, route_of
+from serve_app.ingress.request_body import read_body
 from serve_app.ingress.window_bodies import read_windows
 from serve_app.usecases.ports import Clock
 from serve_app.usecases.predict_windows import Forecasts, WindowForecaster
@@ -94,7 +94,7 @@ def _observing(temporal: Temporal) -> APIRouter:
     )  # fmt: skip
     async def observe(request: Request, family: FamilyQuery = "") -> Response:
         forecaster = temporal.named(family)
-        body = await _body(request, temporal.limits.observation_bytes[forecaster.family])
+        body = await read_body(request, most=temporal.limits.observation_bytes[forecaster.family])
         taken = await forecaster.store.observe(body, request.headers.get("content-type", "").encode("latin-1"))
         return _taken(taken)
 
@@ -186,7 +186,7 @@ def _given(temporal: Temporal, forecaster: WindowForecaster, answer: _Answer) ->
     async def predict(request: Request) -> Response:
         started_s = temporal.clock.monotonic_s()
         forced = _forced(request)
-        body = await _body(request, temporal.limits.body_bytes)
+        body = await read_body(request, most=temporal.limits.body_bytes)
         try:
             document = orjson.loads(body)
         except orjson.JSONDecodeError as error:
@@ -201,19 +201,6 @@ def _given(temporal: Temporal, forecaster: WindowForecaster, answer: _Answer) ->
 
 def _forced(request: Request) -> str | None:
     return request.headers.get("x-model-version")
-
-
-async def _body(request: Request, most: int) -> bytes:
-    parts, size = [], 0
-    try:
-        async for part in request.stream():
-            parts.append(part)
-            size += len(part)
-            if size > most:
-                raise PayloadTooLargeError(f"expected a body of at most {most} bytes, got more")
-    except ClientDisconnect:
-        raise NotJsonError("the sender went away amid the body") from None
-    return b"".join(parts)
 
 
 def _json(document: Mapping[str, Any], *, status: int = 200) -> Response:

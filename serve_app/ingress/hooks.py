@@ -11,9 +11,8 @@ from typing import Final
 import structlog
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
-from starlette.requests import ClientDisconnect
 
-from serve_app.domain.errors import InvalidInputError, NotJsonError, PayloadTooLargeError, RequestError
+from serve_app.domain.errors import InvalidInputError, NotJsonError, RequestError
 from serve_app.domain.webhook import (
     WINDOW_S,
     Delivery,
@@ -24,6 +23,7 @@ from serve_app.domain.webhook import (
     event_of,
 )
 from serve_app.ingress.admin import admin_route, answer
+from serve_app.ingress.request_body import read_body
 from serve_app.ingress.security import MAX_ADDRESS_CHARACTERS
 from serve_app.usecases.admit_caller import RefusalMeter
 from serve_app.usecases.ports import Clock, ControlPlane
@@ -101,18 +101,5 @@ async def _delivery_of(request: Request) -> Delivery:
         delivery_id=headers.get("x-mlflow-delivery-id", ""),
         timestamp=headers.get("x-mlflow-timestamp", ""),
         signature=headers.get("x-mlflow-signature", ""),
-        body=await _body_of(request),
+        body=await read_body(request, most=MAX_BODY_BYTES),
     )
-
-
-async def _body_of(request: Request) -> bytes:
-    parts, size = [], 0
-    try:
-        async for part in request.stream():
-            parts.append(part)
-            size += len(part)
-            if size > MAX_BODY_BYTES:
-                raise PayloadTooLargeError(f"expected an event of at most {MAX_BODY_BYTES} bytes, got more")
-    except ClientDisconnect:
-        raise NotJsonError("the sender went away amid the body") from None
-    return b"".join(parts)

@@ -24,7 +24,6 @@ from tests.integration.instance import REPOSITORY, Instance, await_that, process
 STEP_S = 300
 METRICS = ("cpu_percent", "memory_percent", "disk_io_mb_per_s")
 ENCODER, HORIZON = 24, 8
-RULES = WindowRules(tuple(map(Metric, METRICS)), length=ENCODER, step_s=STEP_S)
 RETRY_S = 0.05
 
 
@@ -78,14 +77,14 @@ class FleetServer:
 
 
 @contextmanager
-def running(directory: Path, **changed: Any) -> Iterator[FleetServer]:
-    """Start a server of `configs/tft.yaml` with small windows; `changed` are settings of its family."""
+def running(directory: Path, *, encoder: int = ENCODER, **changed: Any) -> Iterator[FleetServer]:
+    """Start a server of `configs/tft.yaml` with windows of `encoder` steps; `changed` are settings of its family."""
     state = StateDir.at(directory / "state")
     document = yaml.safe_load((REPOSITORY / "configs" / "tft.yaml").read_text())
     args = document["applications"][0]["args"]
     args["gateway"] = {"num_cpus": 0.1}
     family = args["families"]["tft"]
-    family["windows"]["length"] = ENCODER
+    family["windows"]["length"] = encoder
     family["pools"] = [{"num_cpus": 0.1}]
     family |= changed
     config = directory / "config.yaml"
@@ -112,7 +111,8 @@ class Feeder:
     address: str
     servers: tuple[str, ...]
     pause_s: float = 0.02
-    expected: WindowTable = field(default_factory=lambda: WindowTable(RULES))
+    length: int = ENCODER
+    expected: WindowTable = field(init=False)
     longest_outage_s: float = 0.0
     n_steps: int = 0
     n_retries: int = 0
@@ -120,10 +120,13 @@ class Feeder:
     step: int = field(default_factory=lambda: int(time.time()) // STEP_S - 50_000)
     _ends: threading.Event = field(default_factory=threading.Event)
 
+    def __post_init__(self) -> None:
+        self.expected = WindowTable(WindowRules(tuple(map(Metric, METRICS)), length=self.length, step_s=STEP_S))
+
     def warm_up(self) -> None:
         """Send as many steps as a window has."""
         with httpx.Client(base_url=self.address, trust_env=False, timeout=30) as http:
-            for _ in range(ENCODER):
+            for _ in range(self.length):
                 self.send(http)
 
     def send(self, http: httpx.Client) -> None:
@@ -159,7 +162,9 @@ class Feeder:
 
     def again(self) -> "Feeder":
         """Return another that goes on where this one is, and knows what this one knows."""
-        return Feeder(self.address, self.servers, expected=self.expected, step=self.step)
+        other = Feeder(self.address, self.servers, length=self.length, step=self.step)
+        other.expected = self.expected
+        return other
 
     @contextmanager
     def feeding(self) -> Iterator["Feeder"]:

@@ -72,24 +72,10 @@ class FleetServer:
         body: dict[str, Any] = answer.json()
         return body
 
-    def feed(self, *, seed: int, until_s: float | None = None) -> int:
-        """Send the last `FED_STEPS` steps of six servers, oldest first, and return how many records were new."""
-        fleet = small_fleet(seed=seed)
-        last = int((time.time() if until_s is None else until_s) // STEP_S)
-        names = [metric.name for metric in fleet.metrics]
-        lines = [
-            json.dumps(
-                {
-                    "server": server,
-                    "timestamp": (last - FED_STEPS + 1 + i) * STEP_S + seed,
-                    **dict(zip(names, map(float, fleet.values[place, i]), strict=True)),
-                }
-            )
-            for i in range(FED_STEPS)
-            for place, server in enumerate(fleet.servers)
-        ]
+    def feed(self, *, seed: int) -> int:
+        """Send the last `FED_STEPS` steps of six servers and return how many records were new."""
         answer = self.http.post(
-            "/observations", content="\n".join(lines), headers={"content-type": "application/x-ndjson"}
+            "/observations", content=history(seed=seed), headers={"content-type": "application/x-ndjson"}
         )
         assert answer.status_code == 200, answer.text
         records: dict[str, int] = answer.json()["records"]
@@ -117,6 +103,23 @@ class FleetServer:
         )
         print(*command, done.stdout, done.stderr, sep="\n")  # noqa: T201
         return done
+
+
+def history(*, seed: int) -> str:
+    """Return the last `FED_STEPS` steps of six servers as NDJSON, oldest first; each seed has its values and times."""
+    fleet = small_fleet(seed=seed)
+    first = int(time.time() // STEP_S) - FED_STEPS + 1
+    names = [metric.name for metric in fleet.metrics]
+    records = [
+        {
+            "server": server,
+            "timestamp": (first + i) * STEP_S + seed,
+            **dict(zip(names, map(float, fleet.values[place, i]), strict=True)),
+        }
+        for i in range(FED_STEPS)
+        for place, server in enumerate(fleet.servers)
+    ]
+    return "\n".join(map(json.dumps, records))
 
 
 @contextmanager

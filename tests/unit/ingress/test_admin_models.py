@@ -77,6 +77,7 @@ async def test_model_that_answers_already_is_not_reloaded() -> None:
     assert answer.status_code == 200
     assert answer.json() == {
         "success": True, "message": "Model already loaded (same version)", "model_path": f"models/{NEW}",
+        "new_model": f"models/{NEW}",
     }  # fmt: skip
 
 

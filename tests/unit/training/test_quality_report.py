@@ -28,7 +28,11 @@ def _report(**model: float) -> TftReport:
 
 def _page(report: TftReport, **data: Any) -> str:
     training = TRAINING | {"data": TRAINING["data"] | data}
-    return quality_page(quality_document({"held_out": report}, training, {"cpu": "percent"}, command="python -m x"))
+    return quality_page(
+        quality_document(
+            {"held_out": report}, training, {"cpu": "percent"}, quantiles=(0.1, 0.9), command="python -m x"
+        )
+    )
 
 
 def test_row_shows_the_errors_and_the_gain_over_the_better_baseline() -> None:
@@ -36,7 +40,9 @@ def test_row_shows_the_errors_and_the_gain_over_the_better_baseline() -> None:
     assert "| cpu (percent) | soon | 3.000 | 4.000 | 5.000 | +25.0% | 80% |" in page
     assert "At every horizon of every metric the model is better than both." in page
     assert "1,200 windows" in page
-    assert "trained in 101.5 s with 2 threads on 18 servers: 9 epochs, the best was 7" in page
+    assert "trained in 101.5 s with 2 threads on 18 servers: 9 epochs, the best was 7;" in page
+    assert "s of processor time" in page
+    assert "highest quantile, of which 80% is right." in page
 
 
 def test_page_says_where_the_model_is_not_better() -> None:
@@ -52,7 +58,10 @@ def test_only_a_fleet_of_another_seed_is_called_fresh(data: dict[str, Any], is_f
 
 def test_page_and_document_are_written_side_by_side(tmp_path: Path) -> None:
     reports = {"held_out": _report(soon=3.0), "unknown_servers": _report(soon=9.0)}
-    write_quality(tmp_path / "docs", quality_document(reports, TRAINING, {"cpu": "percent"}, command="python -m x"))
+    write_quality(
+        tmp_path / "docs",
+        quality_document(reports, TRAINING, {"cpu": "percent"}, quantiles=(0.1, 0.9), command="python -m x"),
+    )
     document = json.loads((tmp_path / "docs" / f"{NAME}.json").read_text())
     assert document["reports"]["unknown_servers"]["metrics"]["cpu"]["soon"]["beaten_by"] == [
         "persistence",
