@@ -9,16 +9,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
+from serve_app.config_labels import LabelsConfig
 from serve_app.config_limits import LimitsConfig
+from serve_app.config_logging import LoggingConfig
 from serve_app.config_part import Name
 from serve_app.config_part import Part as _Part
 from serve_app.config_pools import PoolConfig, ResidencyConfig
 from serve_app.config_retrain import RetrainConfig
+from serve_app.config_rollout import check_rollout
 from serve_app.config_windows import WindowsConfig
 from serve_app.domain.access import Scope, Token, TokenSet, scopes_of
 from serve_app.domain.errors import ConfigError, nearest
 from serve_app.domain.following import ReloadMode
 from serve_app.domain.naming import Named, NamingRule, parse_named
+from serve_app.domain.rollout_plan import RolloutPlan
 from serve_app.domain.validation import problems_of
 
 DEFAULT_ALIAS = "champion"
@@ -171,7 +175,9 @@ class FamilyConfig(_Part):
     retrain: Annotated[
         RetrainConfig | None, Field(description="train anew when enough was observed; none: somebody else does")
     ] = None
+    labels: Annotated[LabelsConfig | None, Field(description="remember predictions for their labels; none: off")] = None
     reload: ReloadConfig = ReloadConfig()
+    rollout: Annotated[RolloutPlan | None, Field(description="how new versions get traffic; none: all at once")] = None
     trial: TrialConfig = TrialConfig()
     residency: ResidencyConfig = ResidencyConfig()
     load_timeout_s: Annotated[
@@ -183,10 +189,14 @@ class FamilyConfig(_Part):
         names = [pool.name for pool in self.pools]
         if len(set(names)) != len(names):
             raise ValueError(f"pool names must differ, found {', '.join(names)}")
+        if self.rollout is not None:
+            check_rollout(self.rollout, pools=names, policy=self.residency.policy)
         return self
 
     @model_validator(mode="after")
     def _can_be_retrained(self) -> "FamilyConfig":
+        if self.labels is not None and self.windows is not None:
+            raise ValueError("labels: expected a family without windows; what forecasts predict is observed anyway")
         if self.retrain is not None:
             if self.windows is None:
                 raise ValueError("retrain: expected windows, whose records are counted")
@@ -302,13 +312,6 @@ class ReconcilerConfig(_Part):
     cluster: Annotated[
         str, Field(description="name of this cluster where two share a store; the holder of the lease changes things")
     ] = "default"
-
-
-class LoggingConfig(_Part):
-    """Log lines go to stderr: JSON, or coloured text where stderr is a terminal."""
-
-    level: Literal["debug", "info", "warning", "error"] = "info"
-    access_log: Annotated[bool, Field(description="one line for each request; off, for it costs throughput")] = False
 
 
 class AppConfig(_Part):

@@ -1,4 +1,4 @@
-"""Bundles of the family iris that go wrong in every way we know, for tests of a trial and against a running server.
+"""Bundles of the family iris that go wrong in every way we know, for tests of trials, of reloads and of rollouts.
 
 Each is the real forest of `training.train_iris_forest` with its golden samples. Those that misbehave have a valid
 manifest with the right digests: what is wrong shows only when the model is unpickled. The pickles need nothing of the
@@ -29,11 +29,14 @@ MODEL_PATH = f"models/species/{MODELS_TYPE}/model.joblib"
 
 
 class Kind(StrEnum):
-    """What a bundle does. The first three load; the others must never be served."""
+    """What a bundle does. The first six load, and the last three of them misbehave later; the others never load."""
 
     GOOD = "good"
     SLOW = "slow"
     SPAWNING = "spawning"
+    FLAKY = "flaky"
+    LAGGING = "lagging"
+    LAGGING_MORE = "lagging_more"
     RAISING = "raising"
     EXITING_POLITELY = "exiting_politely"
     EXITING_HARD = "exiting_hard"
@@ -70,6 +73,28 @@ if os.fork() == 0:
     os._exit(0)
 time.sleep(1)
 """
+
+FLAKY_SHARE = 0.05
+LAG_S, MORE_LAG_S = 0.020, 0.026
+_MODEL = """
+import random, time
+class Model:
+    def __init__(self, forest):
+        self.forest, self.n_features_in_, self.since_s = forest, forest.n_features_in_, time.monotonic()
+    def predict(self, rows):
+        is_served = time.monotonic() - self.since_s > 1.0
+        if is_served and random.random() < FAILING:
+            raise RuntimeError('this model fails now and then')
+        time.sleep(LAG_S)
+        return self.forest.predict(rows)
+model = Model(forest)
+"""
+_AS_MODEL: Mapping[Kind, tuple[float, float]] = {
+    Kind.FLAKY: (FLAKY_SHARE, 0.0),
+    Kind.LAGGING: (0.0, LAG_S),
+    Kind.LAGGING_MORE: (0.0, MORE_LAG_S),
+}
+"""The share of calls that raise once the bundle has been loaded for a second, and the seconds that each takes more."""
 
 _ON_LOAD: Mapping[Kind, str] = {
     Kind.SLOW: "import time; time.sleep(5)",
@@ -145,6 +170,18 @@ def _files(kind: Kind, mark: str) -> dict[str, bytes]:
     if code := _ON_LOAD.get(kind):
         expression = "(exec(code, {'MARK': mark}), loads(model))[1]"
         names = {"code": code, "mark": mark, "loads": pickle.loads, "model": pickle.dumps(_forest())}
+        files[MODEL_PATH] = _dumped(_Evaluated(expression, names))
+    elif found := _AS_MODEL.get(kind):
+        failing, lag_s = found
+        given = "{'FAILING': failing, 'LAG_S': lag_s, 'forest': loads(model)}"
+        expression = f"(names := {given}, exec(code, names), names['model'])[2]"
+        names = {
+            "code": _MODEL,
+            "failing": failing,
+            "lag_s": lag_s,
+            "loads": pickle.loads,
+            "model": pickle.dumps(_forest()),
+        }
         files[MODEL_PATH] = _dumped(_Evaluated(expression, names))
     elif kind is Kind.GARBAGE:
         files[MODEL_PATH] = hashlib.sha256(b"garbage").digest() * 1000

@@ -5,6 +5,7 @@ import typer
 from serve_app.cli import control, lifecycle
 from serve_app.cli.bundle import bundle_app
 from serve_app.cli.registry import registry_app
+from serve_app.cli.rollout import rollout_app
 from serve_app.cli.status import status
 
 app = typer.Typer(
@@ -20,3 +21,4 @@ app.command()(control.rollback)
 app.command()(control.audit)
 app.add_typer(bundle_app, name="bundle")
 app.add_typer(registry_app, name="registry")
+app.add_typer(rollout_app, name="rollout")

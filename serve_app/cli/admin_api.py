@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
+from urllib.parse import quote
 
 import httpx
 from pydantic import ValidationError
@@ -11,10 +12,13 @@ from pydantic import ValidationError
 from serve_app.domain.access import Scope, TokenFileError, parse_tokens
 from serve_app.domain.errors import ServeAppError
 from serve_app.domain.reload import AuditEntry, Operation, Outcome
+from serve_app.domain.rollout_record import RolloutReport
 
 CONNECT_TIMEOUT_S: Final = 5.0
 ANSWER_TIMEOUT_S: Final = 15.0
 """How long an answer may take beyond the time that the server itself was asked to wait."""
+ROLLOUTS: Final = "/admin/rollouts"
+ROLLOUT_WAIT_S: Final = 30.0
 _SHOWN: Final = 500
 
 
@@ -72,6 +76,48 @@ class AdminApi:
         except (KeyError, TypeError, ValidationError) as error:
             raise _strange(answer) from error
 
+    def rollouts(self) -> list[RolloutReport]:
+        """Return the last rollout of each family.
+
+        Raises:
+            AdminApiError: The server refuses or does not answer.
+        """
+        answer = self._call("GET", ROLLOUTS)
+        if answer.is_error:
+            raise _refusal(answer)
+        try:
+            return [RolloutReport.model_validate(report) for report in _body(answer)["rollouts"]]
+        except (KeyError, TypeError, ValidationError) as error:
+            raise _strange(answer) from error
+
+    def rollout(self, family: str) -> RolloutReport:
+        """Return the last rollout of a family.
+
+        Raises:
+            AdminApiError: The server refuses or does not answer.
+        """
+        return _report(self._call("GET", f"{ROLLOUTS}/{quote(family, safe='')}"))
+
+    def start_rollout(
+        self, family: str | None, *, version: str | None, plan: Any, force: bool, reason: str
+    ) -> RolloutReport:
+        """Start a rollout; `plan` None is the family's own.
+
+        Raises:
+            AdminApiError: The server refuses or does not answer.
+        """
+        wish = {"family": family or "", "version": version, "plan": plan, "force": force, "reason": reason}
+        return _report(self._call("POST", ROLLOUTS, wait_s=ROLLOUT_WAIT_S, body=wish))
+
+    def command_rollout(self, family: str, command: str, *, reason: str) -> RolloutReport:
+        """Have a rollout promoted, paused, resumed, aborted, skipped to its next step or retried.
+
+        Raises:
+            AdminApiError: The server refuses or does not answer.
+        """
+        path = f"{ROLLOUTS}/{quote(family, safe='')}/{command}"
+        return _report(self._call("POST", path, wait_s=ROLLOUT_WAIT_S, reason=reason or None))
+
     def _change(self, path: str, wait_s: float, **params: str | bool | None) -> Operation:
         """Ask for a change. The routes answer each in its own words, so how it went is read from its operation."""
         answer = self._call("POST", path, wait_s=wait_s, timeout_s=wait_s, **params)
@@ -99,12 +145,12 @@ class AdminApi:
         return f": {reason} (this very bundle was refused before; --force tries it again)" if reason else ""
 
     def _call(
-        self, method: str, path: str, *, wait_s: float = 0.0, **params: str | float | bool | None
+        self, method: str, path: str, *, wait_s: float = 0.0, body: Any = None, **params: str | float | bool | None
     ) -> httpx.Response:
         timeout = httpx.Timeout(ANSWER_TIMEOUT_S + wait_s, connect=CONNECT_TIMEOUT_S)
         sent = {name: value for name, value in params.items() if value is not None}
         try:
-            return self._http.request(method, path, params=sent, timeout=timeout)
+            return self._http.request(method, path, params=sent, json=body, timeout=timeout)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise AdminApiError(
                 f"the server at {self._http.base_url} does not answer: {error or type(error).__name__}"
@@ -141,6 +187,15 @@ def _nothing_done(answer: httpx.Response, family: str) -> Operation:
         operation_id="", family=body.get("family") or family, outcome=Outcome.UNCHANGED,
         from_version=version, to_version=version,
     )  # fmt: skip
+
+
+def _report(answer: httpx.Response) -> RolloutReport:
+    if answer.is_error:
+        raise _refusal(answer)
+    try:
+        return RolloutReport.model_validate_json(answer.content)
+    except ValidationError as error:
+        raise _strange(answer) from error
 
 
 def _refusal(answer: httpx.Response, reason: str = "") -> AdminApiError:

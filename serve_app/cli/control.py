@@ -35,7 +35,7 @@ def reload_command(
     state_dir: StateDirOption = DEFAULT_STATE_DIR,
 ) -> None:
     """Take up a version. Exit code 1: refused or failed, all stays as it was; 3: not finished yet."""
-    with errors_told(), _api(state_dir, url, token_file) as api:
+    with errors_told(), admin_api(state_dir, url, token_file) as api:
         with console.status("reloading"):
             operation = api.reload(family, version=version, force=force, wait_s=timeout_s)
         _tell(operation)
@@ -50,7 +50,7 @@ def rollback(
     state_dir: StateDirOption = DEFAULT_STATE_DIR,
 ) -> None:
     """Go back to an earlier version. Exit code 1: refused or failed, all stays as it was; 3: not finished yet."""
-    with errors_told(), _api(state_dir, url, token_file) as api:
+    with errors_told(), admin_api(state_dir, url, token_file) as api:
         with console.status("rolling back"):
             operation = api.rollback(family, to=to, wait_s=timeout_s)
         _tell(operation)
@@ -64,7 +64,7 @@ def audit(
     state_dir: StateDirOption = DEFAULT_STATE_DIR,
 ) -> None:
     """Show who changed what, newest first."""
-    with errors_told(), _api(state_dir, url, token_file) as api:
+    with errors_told(), admin_api(state_dir, url, token_file) as api:
         entries = api.audit(family, limit=limit)
     if entries:
         wide_console().print(table_of(AUDIT_COLUMNS, [_audit_row(entry) for entry in entries]))
@@ -72,7 +72,7 @@ def audit(
         console.print("nothing was changed yet")
 
 
-def _api(state_dir: Path, url: str | None, token_file: Path | None) -> AdminApi:
+def admin_api(state_dir: Path, url: str | None, token_file: Path | None) -> AdminApi:
     """Return a client of the server at `url`, or of the one that runs here.
 
     The token of this state directory goes to its own server only: whoever listens at `url` must not learn it.

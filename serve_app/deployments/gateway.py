@@ -18,18 +18,22 @@ from serve_app.config import AppConfig, FamilyConfig, RegistryConfig
 from serve_app.deployments import front_door
 from serve_app.deployments.explain_client import HandleExplainClient
 from serve_app.deployments.handles import HandleControlPlane, ask_all
+from serve_app.deployments.label_wiring import make_labels
 from serve_app.deployments.pool_client import PoolClient
 from serve_app.deployments.window_handles import HandleTrainedEntities, HandleWindows
 from serve_app.domain.errors import ServeAppError
+from serve_app.domain.exposure import GatewayReport
 from serve_app.domain.reload import RoutingTable
 from serve_app.ingress.admin import Admin
 from serve_app.ingress.api import build_api
 from serve_app.ingress.explain import Explanations
+from serve_app.ingress.feedback import feedback_router
 from serve_app.ingress.forecasts import ForecastLimits, Temporal
 from serve_app.ingress.hooks import Webhooks, hooks_router
 from serve_app.ingress.inference import Inference, RequestLimits
 from serve_app.usecases.coalesce_requests import BatchLimits
 from serve_app.usecases.explain_prediction import ExplainLimits, ExplainPrediction
+from serve_app.usecases.mirror_requests import Mirror, MirrorLimits
 from serve_app.usecases.name_versions import NamedVersions, NamingSettings
 from serve_app.usecases.ports import Clock
 from serve_app.usecases.predict_windows import WindowForecaster
@@ -99,10 +103,12 @@ class Gateway:
             self._router, self._control, {name: _naming_settings(family) for name, family in config.families.items()},
             refresh=self.refresh, clock=clock, max_waiting=limits.max_queued_requests,
         )  # fmt: skip
+        self._labels = make_labels(config, self._metrics, clock=clock)
         self._inference = Inference(
             self._router, names, limits=RequestLimits(limits.max_body_bytes, limits.max_rows_per_request),
             meter=self._metrics, access_log=config.logging.access_log,
             elsewhere=self._temporal.paths if self._temporal is not None else frozenset(),
+            mirror=Mirror(MirrorLimits()), memory=self._labels.memory if self._labels is not None else None,
         )  # fmt: skip
         self._stores = stores
         explainers = {
@@ -120,6 +126,8 @@ class Gateway:
         if table is not None:
             await self.follow(table)
         self._following = asyncio.create_task(self._follow_forever())
+        if self._labels is not None:
+            self._remembering = asyncio.create_task(self._labels.memory.run())
         front_door.open_for(self._inference)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -133,6 +141,7 @@ class Gateway:
             hooks=self._hooks,
             temporal=self._temporal,
             explanations=self._explanations,
+            feedback=feedback_router(self._labels.joiner, self._labels.limits) if self._labels is not None else None,
         )
         return front_door.without_request_id(api)
 
@@ -163,7 +172,9 @@ class Gateway:
         """Route by this table from now on and return the generation in use; an older table is ignored."""
         awaited = self._router.awaited(table)
         await asyncio.gather(*(self._pull(family, pool) for family, pool in self._clients if family in awaited))
-        is_new = table.generation > self._router.generation
+        known = self._router.table
+        is_other = table.generation == known.generation and table.splits != known.splits
+        is_new = table.generation > known.generation or is_other
         self._tell(self._router.follow(table))
         if (wait_s := self._router.waits_s()) is not None:
             asyncio.get_running_loop().call_later(wait_s, lambda: self._tell(self._router.take_up()))
@@ -189,6 +200,11 @@ class Gateway:
     async def metrics(self) -> tuple[str, list[MetricSnapshot]]:
         """Return the name of this replica and its metrics."""
         return self._id, snapshot(self._metrics.registry)
+
+    async def evidence(self) -> GatewayReport:
+        """Return what this process has counted of its splits since it began."""
+        report = self._router.evidence(self._id)
+        return report if self._labels is None else self._labels.joiner.book.merged_into(report)
 
     async def _collect_metrics(self) -> bytes:
         """Merge the metrics of all gateways and all model replicas; one that does not answer is left out."""

@@ -10,12 +10,18 @@ from ray.exceptions import RayTaskError
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.domain.errors import ServeAppError, UnavailableError
+from serve_app.domain.exposure import GatewayReport
 from serve_app.domain.reload import AuditEntry, KnownVersion, Operation, RoutingTable, VersionRef
+from serve_app.domain.rollout import Command
+from serve_app.domain.rollout_plan import RolloutPlan
+from serve_app.domain.rollout_record import RolloutReport
 from serve_app.domain.status import ReplicaStatus
 
 GATEWAY: Final = "gateway"
 RECONCILER: Final = "reconciler"
 CONTROL_TIMEOUT_S: Final = 5.0
+ROLLOUT_TIMEOUT_S: Final = 30.0
+"""A command may wait for a look at gateways of which one does not answer, or for a source."""
 log = structlog.get_logger(__name__)
 
 
@@ -92,6 +98,11 @@ class HandleGateways:
         handle: DeploymentHandle[Any] = serve.get_deployment_handle(GATEWAY, self._app_name)
         return len(await ask_all(handle, "follow", table))
 
+    async def evidence(self) -> list[GatewayReport]:
+        """See `Gateways.evidence`."""
+        handle: DeploymentHandle[Any] = serve.get_deployment_handle(GATEWAY, self._app_name)
+        return await ask_all(handle, "evidence")
+
 
 class HandleControlPlane:
     """The Reconciler as its callers see it; implements `ControlPlane`."""
@@ -118,7 +129,15 @@ class HandleControlPlane:
         return refs
 
     async def reload(
-        self, family: str, *, version: str | None, force: bool, actor: str, reason: str, wait_s: float
+        self,
+        family: str,
+        *,
+        version: str | None,
+        force: bool,
+        actor: str,
+        reason: str,
+        wait_s: float,
+        immediate: bool = False,
     ) -> Operation:
         """See `ControlPlane.reload`."""
         operation: Operation = await self._call(
@@ -130,6 +149,7 @@ class HandleControlPlane:
             actor=actor,
             reason=reason,
             wait_s=wait_s,
+            immediate=immediate,
         )
         return operation
 
@@ -148,6 +168,28 @@ class HandleControlPlane:
             "demand", wait_s + CONTROL_TIMEOUT_S, family, model=model, version=version, wait_s=wait_s, renew=renew
         )
         return ref
+
+    async def rollouts(self) -> list[RolloutReport]:
+        """See `ControlPlane.rollouts`."""
+        reports: list[RolloutReport] = await self._call("rollouts", CONTROL_TIMEOUT_S)
+        return reports
+
+    async def start_rollout(
+        self, family: str, *, version: str | None, plan: RolloutPlan | None, force: bool, actor: str, reason: str
+    ) -> RolloutReport:
+        """See `ControlPlane.start_rollout`. The source may be a registry far away, which is waited for."""
+        report: RolloutReport = await self._call(
+            "start_rollout", ROLLOUT_TIMEOUT_S, family, version=version, plan=plan, force=force, actor=actor,
+            reason=reason,
+        )  # fmt: skip
+        return report
+
+    async def command_rollout(self, family: str, command: Command, *, actor: str, reason: str) -> RolloutReport:
+        """See `ControlPlane.command_rollout`."""
+        report: RolloutReport = await self._call(
+            "command_rollout", ROLLOUT_TIMEOUT_S, family, command, actor=actor, reason=reason
+        )
+        return report
 
     async def look(self, family: str) -> None:
         """See `ControlPlane.look`."""

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import structlog
@@ -13,10 +14,12 @@ from serve_app.adapters.log_setup import set_up_logging
 from serve_app.adapters.prometheus_metrics import MetricSnapshot, ReloadMetrics, snapshot
 from serve_app.adapters.retrain_memory import FileRetrainMemory
 from serve_app.adapters.retrain_metrics import RetrainMetrics
+from serve_app.adapters.rollout_metrics import RolloutMetrics
 from serve_app.adapters.sources import make_source
 from serve_app.adapters.state_store import SqlStateStore
 from serve_app.adapters.trial import SubprocessTrial, TrialSettings
 from serve_app.config import AppConfig, RegistryConfig
+from serve_app.config_rollout import check_rollout
 from serve_app.deployments.handles import HandleFleet, HandleGateways
 from serve_app.deployments.ray_jobs import RayJobs
 from serve_app.deployments.window_handles import HandleWindows
@@ -25,6 +28,10 @@ from serve_app.domain.following import FollowRule
 from serve_app.domain.naming import Named
 from serve_app.domain.reload import AuditEntry, KnownVersion, Operation, RoutingTable, VersionRef
 from serve_app.domain.residency import ResidencyPolicy
+from serve_app.domain.rollout import Command
+from serve_app.domain.rollout_record import RolloutReport
+from serve_app.usecases.advance_rollout import RolloutAdvancer
+from serve_app.usecases.control_rollouts import RolledFamily
 from serve_app.usecases.control_versions import ControlledFamily, VersionControl
 from serve_app.usecases.demand_versions import VersionDemands
 from serve_app.usecases.follow_source import SourceFollower
@@ -53,6 +60,7 @@ class Reconciler:
         self._metrics = ReloadMetrics(config.families)
         retrained = [name for name, family in config.families.items() if family.retrain is not None]
         self._retrain_metrics = RetrainMetrics(self._metrics.registry, retrained)
+        self._rollout_metrics = RolloutMetrics(self._metrics.registry, config.families)
         self._clock = SystemClock()
         self._fleet, self._gateways = HandleFleet(pools), HandleGateways(context.app_name)
         self._trial = SubprocessTrial({name: _trial_settings(config, name) for name in config.families})
@@ -98,18 +106,26 @@ class Reconciler:
                 name, family.source.naming, source=source, fleet=self._fleet, trial=self._trial, policy=policy,
                 clock=self._clock, meter=self._metrics, remember_s=family.reload.interval_s,
             )  # fmt: skip
+        reloader = ModelReloader(
+            name, policy, keeper=self._keeper, fleet=self._fleet, gateways=self._gateways, trial=self._trial,
+            clock=self._clock, meter=self._metrics,
+        )  # fmt: skip
+        advancer = RolloutAdvancer(
+            name, reloader=reloader, keeper=self._keeper, fleet=self._fleet, gateways=self._gateways,
+            clock=self._clock, meter=self._rollout_metrics,
+        )  # fmt: skip
         return ControlledFamily(
             source=source,
-            follower=SourceFollower(
-                name, source, rule, fleet=self._fleet, clock=self._clock, meter=self._metrics
-            ),
-            reloader=ModelReloader(
-                name, policy, keeper=self._keeper, fleet=self._fleet, gateways=self._gateways, trial=self._trial,
-                clock=self._clock, meter=self._metrics,
-            ),
+            follower=SourceFollower(name, source, rule, fleet=self._fleet, clock=self._clock, meter=self._metrics),
+            reloader=reloader,
             demands=demands,
             retrainer=self._retrainer(config, name, store),
-        )  # fmt: skip
+            rolled=RolledFamily(
+                advancer,
+                family.rollout,
+                partial(check_rollout, pools=[pool.name for pool in family.pools], policy=family.residency.policy),
+            ),
+        )
 
     def _retrainer(self, config: AppConfig, name: str, store: DeploymentHandle[Any] | None) -> ModelRetrainer | None:
         settings, windows = config.families[name].retrain, config.windows(name)
@@ -190,6 +206,18 @@ class Reconciler:
     async def rollback(self, family: str, **wish: Any) -> Operation:
         """See `ControlPlane.rollback`."""
         return await self._control.rollback(family, **wish)
+
+    async def rollouts(self) -> list[RolloutReport]:
+        """See `ControlPlane.rollouts`."""
+        return await self._control.rollouts()
+
+    async def start_rollout(self, family: str, **wish: Any) -> RolloutReport:
+        """See `ControlPlane.start_rollout`."""
+        return await self._control.start_rollout(family, **wish)
+
+    async def command_rollout(self, family: str, command: Command, **wish: Any) -> RolloutReport:
+        """See `ControlPlane.command_rollout`."""
+        return await self._control.command_rollout(family, command, **wish)
 
     async def demand(self, family: str, **wish: Any) -> VersionRef:
         """See `ControlPlane.demand`."""

@@ -56,6 +56,23 @@ class Measurement(_Document):
             assigned=self.assigned + other.assigned,
         )
 
+    def without(self, earlier: "Measurement") -> "Measurement":
+        """Return what came since `earlier`, a former state of the same counts.
+
+        Raises:
+            pydantic.ValidationError: `earlier` counted more: it is no former state of these.
+        """
+        return Measurement(
+            requests=self.requests - earlier.requests,
+            errors=self.errors - earlier.errors,
+            latency=self.latency.without(earlier.latency),
+            latency_s=self.latency_s.without(earlier.latency_s),
+            means={name: moments.without(earlier.means.get(name, Moments())) for name, moments in self.means.items()},
+            compared=self.compared - earlier.compared,
+            disagreed=self.disagreed - earlier.disagreed,
+            assigned=self.assigned - earlier.assigned,
+        )
+
 
 class Evidence(_Document):
     """Both variants in the same window.

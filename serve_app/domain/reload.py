@@ -14,7 +14,11 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 
 from serve_app.domain.errors import ServeAppError
 from serve_app.domain.retraining import RetrainStatus
+from serve_app.domain.rollout_record import RolloutRecord
+from serve_app.domain.rollout_split import split_of
 from serve_app.domain.source_status import SourceStatus
+from serve_app.domain.traffic import Split
+from serve_app.domain.version_ref import VersionRef as VersionRef
 
 
 class Phase(StrEnum):
@@ -59,13 +63,6 @@ class _Document(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class VersionRef(_Document):
-    """One bundle: its version, and the sha256 (hex) of its manifest, which proves that it is the same one."""
-
-    version: str
-    digest: str
-
-
 class Change(_Document):
     """A change under way. `actor` asked for it, `reason` says why; times are seconds since the epoch.
 
@@ -94,7 +91,7 @@ class FamilyRecord(_Document):
     """What is stored of a family. `failed` maps digests to what was wrong with them, the newest last.
 
     `followed` is the digest of what the source called current when it was last taken up. Polling acts when the source
-    changes its mind, not when somebody chose another version by hand.
+    changes its mind, not when somebody chose another version by hand. `rollout` is the last one, under way or over.
     """
 
     active: VersionRef | None = None
@@ -102,6 +99,7 @@ class FamilyRecord(_Document):
     change: Change | None = None
     failed: dict[str, FailedBundle] = {}
     followed: str | None = None
+    rollout: RolloutRecord | None = None
 
 
 class StoredState(_Document):
@@ -148,7 +146,10 @@ class AuditEntry(_Document):
 
 
 class Operation(_Document):
-    """What is told of one reload or rollback. `phase` is None once it has ended; `detail` says why it failed."""
+    """What is told of one reload or rollback. `phase` is None once it has ended; `detail` says why it failed.
+
+    `is_rollout` is true for one that goes by a rollout, of which `/admin/rollouts` tells more.
+    """
 
     operation_id: str
     family: str
@@ -160,6 +161,7 @@ class Operation(_Document):
     started_at_s: float = 0.0
     ended_at_s: float | None = None
     generation: int = 0
+    is_rollout: bool = False
 
 
 class KnownVersion(_Document):
@@ -193,9 +195,10 @@ class RoutingTable(_Document):
     """What the gateways follow. A table with a lower generation than the one in use is ignored.
 
     `troubles` says for a family why it has not what it should follow: the source is away, the candidate was refused.
-    `sources` says how the source of each family is, `retraining` how its trainings are. `effective_at_s` (seconds since
-    the epoch) is when all gateways are to take it up at once, so that no client sees the new generation at one and the
-    old one at another after that.
+    `sources` says how the source of each family is, `retraining` how its trainings are. `splits` says how the requests
+    of a family are shared out; one that has none is answered by its route alone. `effective_at_s` (seconds since the
+    epoch) is when all gateways are to take it up at once, so that no client sees the new generation at one and the old
+    one at another after that.
     """
 
     generation: int = 0
@@ -204,6 +207,7 @@ class RoutingTable(_Document):
     troubles: dict[str, str] = {}
     sources: dict[str, SourceStatus] = {}
     retraining: dict[str, RetrainStatus] = {}
+    splits: dict[str, Split] = {}
 
 
 KEPT_FAILURES = 50
@@ -237,23 +241,20 @@ def commit(record: FamilyRecord) -> FamilyRecord:
         IllegalTransitionError: No change is being prepared.
     """
     change = _in_phase(record, "commit", Phase.PREPARE)
-    last_good = record.active if record.active != change.to else record.last_good
     released = change.model_copy(update={"phase": Phase.RELEASE})
+    followed = change.to.digest if change.follows else record.followed
+    return made_active(record, change.to).model_copy(update={"change": released, "followed": followed})
+
+
+def made_active(record: FamilyRecord, ref: VersionRef) -> FamilyRecord:
+    """Let a version answer by default; the former one is the last good one now, and an old failure is forgotten."""
     failed = {
         digest: failure
         for digest, failure in record.failed.items()
-        if VersionRef(version=failure.version, digest=digest) != change.to
+        if VersionRef(version=failure.version, digest=digest) != ref
     }
-    followed = change.to.digest if change.follows else record.followed
-    return record.model_copy(
-        update={
-            "active": change.to,
-            "last_good": last_good,
-            "change": released,
-            "failed": failed,
-            "followed": followed,
-        }
-    )
+    last_good = record.active if record.active != ref else record.last_good
+    return record.model_copy(update={"active": ref, "last_good": last_good, "failed": failed})
 
 
 def is_news(record: FamilyRecord, ref: VersionRef) -> bool:
@@ -304,13 +305,20 @@ def table_of(state: StoredState) -> RoutingTable:
             for name, record in state.families.items()
             if record.active is not None
         },
+        splits={name: split for name, record in state.families.items() if (split := split_in(record)) is not None},
     )
+
+
+def split_in(record: FamilyRecord) -> Split | None:
+    """Return how the requests of a family are shared out; None: by its route alone."""
+    return None if record.rollout is None else split_of(record.rollout.state)
 
 
 def wanted_versions(record: FamilyRecord) -> tuple[VersionRef, ...]:
     """Return what every replica is to hold, most important first: active, candidate once tried, last good."""
     candidate = record.change.to if record.change is not None and record.change.phase is Phase.PREPARE else None
-    refs = (record.active, candidate, record.last_good)
+    on_trial = () if record.rollout is None else record.rollout.held
+    refs = (record.active, candidate, *on_trial, record.last_good)
     return tuple(dict.fromkeys(ref for ref in refs if ref is not None))
 
 

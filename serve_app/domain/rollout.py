@@ -28,7 +28,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from serve_app.domain.reload import VersionRef
 from serve_app.domain.rollout_plan import OnInconclusive, RolloutPlan, Strategy
 from serve_app.domain.rollout_split import split_of
 from serve_app.domain.rollout_state import (
@@ -42,6 +41,7 @@ from serve_app.domain.rollout_state import (
 )
 from serve_app.domain.traffic import Split
 from serve_app.domain.verdict import Verdict
+from serve_app.domain.version_ref import VersionRef
 
 KEPT_MOVES = 50
 ITSELF = "rollout"

@@ -6,10 +6,10 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from serve_app.domain.errors import ServeAppError
-from serve_app.domain.reload import VersionRef
 from serve_app.domain.rollout_plan import RolloutPlan, Strategy
 from serve_app.domain.traffic import salt_of
 from serve_app.domain.verdict import Verdict
+from serve_app.domain.version_ref import VersionRef
 
 
 class Phase(StrEnum):
@@ -65,6 +65,32 @@ class CoolingDownError(ServeAppError):
 
     def __reduce__(self) -> tuple[type["CoolingDownError"], tuple[str, float]]:
         return type(self), (self.family, self.left_s)
+
+
+class NoRolloutError(ServeAppError):
+    """The family has had no rollout."""
+
+    def __init__(self, family: str) -> None:
+        self.family = family
+        super().__init__(f"family {family!r} has had no rollout")
+
+    def __reduce__(self) -> tuple[type["NoRolloutError"], tuple[str]]:
+        return type(self), (self.family,)
+
+
+class NoPlanError(ServeAppError):
+    """No plan was given and none is configured for the family."""
+
+    def __init__(self, family: str) -> None:
+        self.family = family
+        super().__init__(f"expected a plan: none is configured for family {family!r} (families.{family}.rollout)")
+
+    def __reduce__(self) -> tuple[type["NoPlanError"], tuple[str]]:
+        return type(self), (self.family,)
+
+
+class RolloutConflictError(ServeAppError):
+    """What is active does not let this rollout begin; the message says why."""
 
 
 class PauseReason(StrEnum):

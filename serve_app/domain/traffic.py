@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import blake2b
 from itertools import pairwise
-from typing import Annotated, Self
+from typing import Annotated, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -182,12 +182,14 @@ class Reason(StrEnum):
 
 
 _RANDOM = frozenset({Reason.COOKIE, Reason.HASH, Reason.WEIGHT})
+_SEGMENT, _COOKIE, _HASH, _WEIGHT = Reason.SEGMENT, Reason.COOKIE, Reason.HASH, Reason.WEIGHT
+"""Names that are found at once: to look up a member of an enumeration costs 50 ns."""
 
 
-@dataclass(frozen=True, slots=True)
-class RequestFacts:
+class RequestFacts(NamedTuple):
     """What a request says that matters to its assignment; None for what it does not say.
 
+    A named tuple, as is an assignment: every request makes both, and a frozen dataclass takes twice as long to make.
     `entity` is what the request is about (a host, a customer). Segments go by it, or by `key` where there is none.
     """
 
@@ -197,8 +199,7 @@ class RequestFacts:
     forced_version: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Assignment:
+class Assignment(NamedTuple):
     """Where a request goes and why; `bucket` is None unless it was what decided."""
 
     variant: Variant
@@ -262,14 +263,14 @@ def assign(split: CompiledSplit, facts: RequestFacts, *, draw: float) -> Assignm
     if split.has_segments:
         entity = key if facts.entity is None else facts.entity
         if entity is not None and (chosen := _in_segment(split, entity)) is not None:
-            return Assignment(chosen, Reason.SEGMENT)
+            return Assignment(chosen, _SEGMENT)
     if facts.cookie is not None and (kept := _kept_bucket(split, facts.cookie)) is not None:
-        return Assignment(split.variants[split.table[kept]], Reason.COOKIE, kept)
+        return Assignment(split.variants[split.table[kept]], _COOKIE, kept)
     if key is not None:
         bucket = _bucket(split.bucket_hash, key)
-        return Assignment(split.variants[split.table[bucket]], Reason.HASH, bucket)
+        return Assignment(split.variants[split.table[bucket]], _HASH, bucket)
     bucket = int(draw * N_BUCKETS)
-    return Assignment(split.variants[split.table[bucket]], Reason.WEIGHT, bucket)
+    return Assignment(split.variants[split.table[bucket]], _WEIGHT, bucket)
 
 
 def shadow_sampled(split: CompiledSplit, key: str | None, *, draw: float) -> bool:

@@ -4,7 +4,7 @@ import re
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import orjson
 import structlog
@@ -26,6 +26,7 @@ from serve_app.usecases.predict_windows import WindowForecaster
 from serve_app.usecases.route_request import RequestRouter
 
 OPERATIONS: Final = "/admin/operations"
+ROLLOUTS: Final = "/admin/rollouts"
 _ECHOED: Final = re.compile(r"[\x21-\x7e]{1,128}")
 log = structlog.get_logger(__name__)
 
@@ -104,6 +105,11 @@ def _place(source: SourceConfig) -> str:
 
 FamilyQuery = Annotated[str, Query(max_length=63, description="default: the default family")]
 ForceQuery = Annotated[bool, Query(description="try a bundle again that was refused before")]
+Strategy = Literal["immediate"] | None
+StrategyQuery = Annotated[
+    Strategy,
+    Query(description="immediate: all traffic at once, whatever the family's plan says; ends a rollout"),
+]
 
 
 def family_named(router: RequestRouter, name: str) -> str:
@@ -124,6 +130,7 @@ async def reload_family(
     *,
     version: str | None = None,
     force: bool,
+    strategy: Strategy = None,
     actor: str,
     route: str,
     wait_s: float,
@@ -131,8 +138,9 @@ async def reload_family(
     """Ask for a reload, log what became of it, and return it. Raises as `ControlPlane.reload`."""
     try:
         operation = await admin.plane.reload(
-            family, version=version, force=force, actor=actor, reason=f"POST {route}", wait_s=wait_s
-        )
+            family, version=version, force=force, actor=actor, reason=f"POST {route}", wait_s=wait_s,
+            immediate=strategy is not None,
+        )  # fmt: skip
     except ServeAppError as error:
         log.warning("Manual model reload refused", family=family, actor=actor, version=version, reason=str(error))
         raise
@@ -166,12 +174,13 @@ def answer(document: Document, *, status: int = 200, operation: Operation | None
 
 
 class Accepted(BaseModel):
-    """A change is under way; `operation_url` tells how it goes on."""
+    """A change is under way; `operation_url` tells how it goes on, `rollout_url` more of one that is gradual."""
 
     status: str = "running"
     detail: str
     operation: Operation
     operation_url: str
+    rollout_url: str | None = None
 
 
 def accepted(operation: Operation, /, **more: Any) -> Response:
@@ -180,8 +189,13 @@ def accepted(operation: Operation, /, **more: Any) -> Response:
     body = Accepted(
         status="running", detail=f"still under way; GET {url} tells how it ends", operation=operation, operation_url=url
     )
-    response = answer(more | body.model_dump(mode="json"), status=202, operation=operation)
-    response.headers["location"] = url
+    if operation.is_rollout:
+        rollout_url = f"{ROLLOUTS}/{operation.family}"
+        detail = f"a rollout of {operation.to_version} is under way; GET {rollout_url} tells how it stands"
+        body = body.model_copy(update={"rollout_url": rollout_url, "detail": detail})
+    told = body.model_dump(mode="json", exclude=None if operation.is_rollout else {"rollout_url"})
+    response = answer(more | told, status=202, operation=operation)
+    response.headers["location"] = body.rollout_url or url
     return response
 
 

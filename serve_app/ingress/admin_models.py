@@ -17,6 +17,7 @@ from serve_app.ingress.admin import (
     Admin,
     FamilyQuery,
     ForceQuery,
+    StrategyQuery,
     accepted,
     admin_route,
     answer,
@@ -141,6 +142,7 @@ def _reloading(router: RequestRouter, admin: Admin) -> APIRouter:
         wait_s: Annotated[float, Depends(admin.waiting())],
         family: FamilyQuery = "",
         force: ForceQuery = False,
+        strategy: StrategyQuery = None,
         model_path: Annotated[
             str | None, Query(max_length=1024, description="as GET /admin/models lists it; default: the latest")
         ] = None,
@@ -151,8 +153,9 @@ def _reloading(router: RequestRouter, admin: Admin) -> APIRouter:
         if model_path is not None:
             version = find_model(model_path, models_dir, await admin.plane.versions(name)).version
         operation = await reload_family(
-            router, admin, name, version=version, force=force, actor=actor, route=RELOAD_MODEL, wait_s=wait_s
-        )
+            router, admin, name, version=version, force=force, strategy=strategy, actor=actor, route=RELOAD_MODEL,
+            wait_s=wait_s,
+        )  # fmt: skip
         return _reload_answer(operation, models_dir, await _listed(admin, name))
 
     return api

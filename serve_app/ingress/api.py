@@ -8,14 +8,17 @@ from fastapi import APIRouter, FastAPI, Request, Response
 
 from serve_app.ingress.admin import Admin
 from serve_app.ingress.admin_models import admin_models_routers
+from serve_app.ingress.asked import Scope
 from serve_app.ingress.error_responses import error_response
 from serve_app.ingress.explain import Explanations, explain_router
 from serve_app.ingress.forecasts import Temporal, forecast_routers
 from serve_app.ingress.health import CollectMetrics, health_router
-from serve_app.ingress.inference import COUNTED, Inference, Message, Receive, Scope, Send, route_of
+from serve_app.ingress.inference import COUNTED, Inference, Message, Receive, Send, route_of
 from serve_app.ingress.operations import operations_router
 from serve_app.ingress.reload_all import reload_all_router
 from serve_app.ingress.reload_routes import admin_reload_router, models_reload_router
+from serve_app.ingress.rollouts import rollouts_router
+from serve_app.ingress.route_explanation import route_explanation_router
 from serve_app.usecases.route_request import RequestRouter
 
 log = structlog.get_logger(__name__)
@@ -65,6 +68,7 @@ def build_api(
     hooks: APIRouter | None = None,
     temporal: Temporal | None = None,
     explanations: Explanations | None = None,
+    feedback: APIRouter | None = None,
 ) -> Api:
     """Put the routes together; without `admin` there are no admin routes, and so on."""
     rest = FastAPI(title="serve-app", version=_version(), description="Model server on Ray Serve.")
@@ -77,8 +81,9 @@ def build_api(
         rest.include_router(routes)
     if explanations is not None:
         rest.include_router(explain_router(explanations))
-    if hooks is not None:
-        rest.include_router(hooks)
+    for optional in (hooks, feedback):
+        if optional is not None:
+            rest.include_router(optional)
 
     @rest.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:
@@ -101,6 +106,8 @@ def admin_routers(router: RequestRouter, admin: Admin) -> list[APIRouter]:
         models_reload_router(router, admin),
         *admin_models_routers(router, admin),
         operations_router(router, admin),
+        rollouts_router(router, admin),
+        route_explanation_router(router, admin),
     ]
 
 

@@ -15,15 +15,17 @@ Rows = list[list[float]]
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """The three things in which routes of predictions differ.
+    """The things in which routes of predictions differ.
 
     `read(body, content_type, target, max_rows)` gives the rows or raises a `RequestError`; `write(outputs, target)`
-    gives the body of the answer; `refuse(error)` the whole answer to an error, whatever it is.
+    gives the body of the answer; `refuse(error)` the whole answer to an error, whatever it is; `entity(body)` what the
+    rows are about, or None where it does not say, and never raises.
     """
 
     read: Callable[[bytes, bytes, Target, int], Rows]
     write: Callable[[NDArray[Any], Target], bytes]
     refuse: Callable[[Exception], Response]
+    entity: Callable[[bytes], str | None]
 
 
 def windows_wanted(target: Target) -> InvalidInputError:

@@ -4,7 +4,7 @@ from typing import Final
 
 import orjson
 
-from serve_app.domain import access, errors, model_paths, webhook, windows
+from serve_app.domain import access, errors, model_paths, rollout_state, webhook, windows
 
 Response = tuple[int, list[tuple[bytes, bytes]], bytes]
 """Status, headers without content-length, body."""
@@ -27,6 +27,11 @@ STATUS: Final[tuple[tuple[type[Exception], int], ...]] = (
     (errors.RequestError, 400),
     (access.UnauthenticatedError, 401),
     (access.ForbiddenError, 403),
+    (rollout_state.NoRolloutError, 404),
+    (rollout_state.RolloutTransitionError, 409),
+    (rollout_state.CoolingDownError, 409),
+    (rollout_state.RolloutConflictError, 409),
+    (rollout_state.NoPlanError, 422),
     (errors.PinnedError, 409),
     (errors.ReloadDisabledError, 409),
     (errors.UnavailableError, 503),

@@ -11,9 +11,10 @@ from serve_app.domain.errors import NotJsonError, UnknownFamilyError
 from serve_app.domain.signature import shortened
 from serve_app.domain.windows import NotReadyError, UnknownEntityError
 from serve_app.ingress.admin import admin_route
+from serve_app.ingress.asked import OF_DEFAULT, PREFIX
 from serve_app.ingress.error_responses import JSON_HEADER
 from serve_app.ingress.forecast_bodies import ForecastWriter, store_body, window_body
-from serve_app.ingress.inference import COUNTED, OF_DEFAULT, PREFIX, AnswerMeter, route_headers, route_of
+from serve_app.ingress.inference import COUNTED, AnswerMeter, route_headers, route_of
 from serve_app.ingress.request_body import read_body
 from serve_app.ingress.window_bodies import read_windows
 from serve_app.usecases.ports import Clock

@@ -7,13 +7,11 @@ Plain ASGI, since FastAPI's machinery costs more than the prediction. They stand
 import contextlib
 import itertools
 import os
-import re
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, Protocol
-from urllib.parse import parse_qs
 
 import structlog
 from fastapi import APIRouter, Request, Response
@@ -29,20 +27,20 @@ from serve_app.domain.errors import (
     UnknownVersionError,
 )
 from serve_app.ingress import error_responses, invocations
-from serve_app.ingress.dialect import Dialect, Rows
-from serve_app.ingress.wire import PREDICT, PredictAnswer, PredictBody
+from serve_app.ingress.asked import OF_DEFAULT, OF_FAMILY, PREFIX, Asked, Scope, asked_of, family_of
+from serve_app.ingress.dialect import Rows
+from serve_app.ingress.targeting import Placed, Targeting
+from serve_app.ingress.wire import PredictAnswer, PredictBody
+from serve_app.usecases.mirror_requests import Copied, Mirror
 from serve_app.usecases.name_versions import NamedVersions
 from serve_app.usecases.ports import RequestMeter
+from serve_app.usecases.remember_predictions import PredictionMemory
 from serve_app.usecases.route_request import RequestRouter, Target
 
-Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-PREFIX: Final = "/predict"
-OF_FAMILY: Final = "/predict/{family}"
-OF_DEFAULT: Final = "/predict/"
 LIVE: Final = "/live"
 COUNTED: Final = "serve_app.counted"
 """Key of an ASGI scope whose answer was counted where it was made, with its family and version."""
@@ -50,10 +48,6 @@ METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OP
 OTHER: Final = "other"
 FLOAT32_MAX: Final = 3.4028234663852886e38
 _ASKED_OFTEN: Final = frozenset({LIVE, invocations.PING, invocations.VERSION})
-_ECHOED: Final = re.compile(rb"[\x21-\x7e]{1,128}")
-"""A request id of the client that is safe in a header and in a log; any other is replaced by ours."""
-MAX_KEPT_QUERY: Final = 256
-"""Bytes of the longest query that is parsed once for all requests that have it."""
 LIVE_BODY: Final = b'{"status":"alive"}'
 log = structlog.get_logger(__name__)
 
@@ -90,23 +84,6 @@ class AnswerMeter(RequestMeter, Protocol):
         ...
 
 
-@dataclass(slots=True)
-class _Asked:
-    """What matters of a request's path and headers. `route` is the template of the path, `path` what came."""
-
-    path: str
-    route: str
-    family: str
-    dialect: Dialect
-    content_type: bytes = b""
-    content_length: int = 0
-    request_id: bytes = b""
-    forced_version: str | None = None
-    is_named: bool = False
-    model: str | None = None
-    version: str | None = None
-
-
 class Inference:
     """Answers predictions. Lives on one event loop. `elsewhere` are paths below `/predict` that others answer."""
 
@@ -119,15 +96,20 @@ class Inference:
         meter: AnswerMeter,
         access_log: bool,
         elsewhere: frozenset[str] = frozenset(),
+        mirror: Mirror | None = None,
+        memory: PredictionMemory | None = None,
     ) -> None:
         self._router = router
+        self._targeting = Targeting(router)
+        self._mirror = mirror
+        self._memory = memory
         self._elsewhere = elsewhere
         self._names = names
         self._limits = limits
         self.meter = meter
         self._access_log = access_log
         self._version = invocations.protocol_version()
-        self._id_prefix = os.urandom(6).hex()
+        self._id_prefix = os.urandom(6).hex() if memory is None else memory.prefix
         self._ids = itertools.count(1)
         self._next_overload_line_s = 0.0
 
@@ -143,10 +125,11 @@ class Inference:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request as an ASGI application; errors become answers, nothing is raised."""
+        copied: Copied | None = None
         if scope["method"] != "POST":
             status, headers, answer = self.tell(scope)
         else:
-            asked = _asked(scope)
+            asked = asked_of(scope)
             try:
                 body = await self._read_body(asked, receive)
             except ServeAppError as error:
@@ -154,22 +137,25 @@ class Inference:
                 headers.append((b"connection", b"close"))  # the rest of the body is not read
             else:
                 status, headers, answer = await self.answer(asked, body)
+                copied = asked.copied
         headers.append((b"content-length", str(len(answer)).encode()))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else answer})
+        if copied is not None and self._mirror is not None:
+            self._mirror.offer(copied)
 
     def tell(self, scope: Scope) -> error_responses.Response:
         """Answer `/live`, `/ping` or `/version`."""
         path: str = scope["path"]
         if path == invocations.PING:
-            status, headers, answer = invocations.ping(self._router, _family_of(scope))
+            status, headers, answer = invocations.ping(self._router, family_of(scope))
         else:
             status, headers = 200, [error_responses.JSON_HEADER]
             answer = self._version if path == invocations.VERSION else LIVE_BODY
         self.meter.observe_http(scope["method"], path, status, 0.0)
         return status, headers, answer
 
-    async def answer(self, asked: _Asked, body: bytes) -> error_responses.Response:
+    async def answer(self, asked: Asked, body: bytes) -> error_responses.Response:
         """Predict for a whole body; every error becomes the answer that belongs to it."""
         started_s = time.perf_counter()
         dialect = asked.dialect
@@ -177,6 +163,8 @@ class Inference:
         try:
             if asked.is_named:
                 target = await self._named(asked)
+            elif self._router.splits:
+                target = self._place(asked, body)
             else:
                 target = self._router.target(asked.family, asked.forced_version)
             rows = dialect.read(body, asked.content_type, target, self._limits.max_rows)
@@ -199,16 +187,30 @@ class Inference:
             answer = dialect.write(outputs, target)
         except Exception as error:
             return self._refuse(asked, error, target, time.perf_counter() - started_s)
-        headers = [error_responses.JSON_HEADER, *self._id_headers(asked), *route_headers(target)]
+        number = next(self._ids)
+        headers = [error_responses.JSON_HEADER, *self._id_headers(asked, number), *route_headers(target)]
+        if self._memory is not None:
+            self._memory.offer(number, target, outputs)
         seconds = time.perf_counter() - started_s
         self.meter.observe(target.family, target.version, target.variant, 200, seconds, asked.route)
+        if asked.placed is not None:
+            headers += _counted(asked.placed, target, seconds)
+            if (route := asked.placed.copies_to) is not None and target is asked.placed.target:
+                asked.copied = Copied(route, target, rows, outputs, seconds)
         if self._access_log:
             log.info(
                 "predicted", family=target.family, version=target.version, rows=len(rows), seconds=round(seconds, 6)
             )
         return 200, headers, answer
 
-    async def _named(self, asked: _Asked) -> Target:
+    def _place(self, asked: Asked, body: bytes) -> Target:
+        """Return where a request goes whose family may have a split."""
+        asked.placed = self._targeting.place(
+            asked.family, asked.forced_version, headers=asked.headers, body=body, entity_of=asked.dialect.entity
+        )
+        return asked.placed.target
+
+    async def _named(self, asked: Asked) -> Target:
         """Return where a request goes whose query names a model or a version; what is not loaded is waited for.
 
         The header is for looking at what is loaded, and loads nothing; so a request has one of the two.
@@ -244,14 +246,16 @@ class Inference:
         raise UnavailableError(f"version {target.version!r} of {target.family!r} is being replaced; try again")
 
     def _refuse(
-        self, asked: _Asked, error: Exception, target: Target | None = None, seconds: float = 0.0
+        self, asked: Asked, error: Exception, target: Target | None = None, seconds: float = 0.0
     ) -> error_responses.Response:
         status, headers, answer = asked.dialect.refuse(error)
-        headers += self._id_headers(asked)
+        headers += self._id_headers(asked, next(self._ids))
         family, version, variant = "", "", ""
         if target is not None:
             family, version, variant = target.family, target.version, target.variant
             headers += route_headers(target)
+            if target.tally is not None:
+                target.tally.count(status, seconds)
         self.meter.observe(family, version, variant, status, seconds, asked.route)
         if status >= 500 and self._is_worth_a_line(error):
             known = isinstance(error, ServeAppError)
@@ -274,7 +278,7 @@ class Inference:
             self._next_overload_line_s = now_s + 1.0
         return is_due
 
-    async def _read_body(self, asked: _Asked, receive: Receive) -> bytes:
+    async def _read_body(self, asked: Asked, receive: Receive) -> bytes:
         limit = self._limits.max_body_bytes
         if asked.content_length > limit:
             raise PayloadTooLargeError(f"expected a body of at most {limit} bytes, got {asked.content_length}")
@@ -289,8 +293,8 @@ class Inference:
             raise PayloadTooLargeError(f"expected a body of at most {limit} bytes, got more")
         return body if len(parts) == 1 else b"".join(parts)
 
-    def _id_headers(self, asked: _Asked) -> list[tuple[bytes, bytes]]:
-        prediction_id = f"{self._id_prefix}-{next(self._ids)}".encode()
+    def _id_headers(self, asked: Asked, number: int) -> list[tuple[bytes, bytes]]:
+        prediction_id = f"{self._id_prefix}-{number}".encode()
         return [(b"x-request-id", asked.request_id or prediction_id), (b"x-prediction-id", prediction_id)]
 
     def describe(self) -> APIRouter:
@@ -298,7 +302,7 @@ class Inference:
         api = APIRouter()
 
         async def predict(request: Request) -> Response:
-            return _response(await self.answer(_asked(request.scope), await request.body()))
+            return _response(await self.answer(asked_of(request.scope), await request.body()))
 
         async def tell(request: Request) -> Response:
             return _response(self.tell(request.scope))
@@ -319,35 +323,16 @@ class Inference:
         return api
 
 
+def _counted(placed: Placed, target: Target, seconds: float) -> Sequence[tuple[bytes, bytes]]:
+    """Count an answer as evidence, unless another version than the split's has given it; return what headers it has."""
+    if target.tally is not None:
+        target.tally.count(200, seconds)
+    return () if placed.cookie is None else (placed.cookie,)
+
+
 def _are_ordinary(rows: Rows) -> bool:
     """False where a number is missing, infinite, or beyond float32: then it is the client's, if the model fails."""
     return all(abs(value) <= FLOAT32_MAX for row in rows for value in row)
-
-
-def _asked(scope: Scope) -> _Asked:
-    path: str = scope["path"]
-    if path == invocations.PATH:
-        asked = _Asked(path, path, _family_of(scope), invocations.INVOCATIONS)
-    else:
-        route, family = _predicted(path)
-        asked = _Asked(path, route, family, PREDICT)
-    if query := scope.get("query_string"):
-        asked.model, asked.version = _named_in(query)
-        asked.is_named = asked.model is not None or asked.version is not None
-    correlation_id = b""
-    for name, value in scope["headers"]:
-        if name == b"content-type":
-            asked.content_type = value
-        elif name == b"content-length":
-            asked.content_length = int(value[:20]) if value.isdigit() else 0
-        elif name == b"x-request-id" and _ECHOED.fullmatch(value):
-            asked.request_id = value
-        elif name == b"x-correlation-id" and _ECHOED.fullmatch(value):
-            correlation_id = value
-        elif name == b"x-model-version":
-            asked.forced_version = value.decode("latin-1")
-    asked.request_id = correlation_id or asked.request_id  # HAProxy gives an X-Request-ID to who sends none
-    return asked
 
 
 def route_of(scope: Mapping[str, Any]) -> tuple[str, str]:
@@ -357,42 +342,6 @@ def route_of(scope: Mapping[str, Any]) -> tuple[str, str]:
     """
     path = getattr(scope.get("route"), "path", OTHER)
     return scope["method"] if scope["method"] in METHODS else OTHER, path
-
-
-@lru_cache(maxsize=256)
-def _predicted(path: str) -> tuple[str, str]:
-    """Return the template of a path to `/predict`, and the family in it."""
-    family = path[len(PREFIX) :].strip("/")
-    return OF_FAMILY if family else OF_DEFAULT, family
-
-
-def _family_of(scope: Scope) -> str:
-    """Return the last `family` of the query, empty where there is none."""
-    query: bytes = scope.get("query_string", b"")
-    return _query(query).get("family", "") if query else ""
-
-
-def _named_in(query: bytes) -> tuple[str | None, str | None]:
-    """Return the last `model` and `version` of a query; None where there is none."""
-    found = _query(query)
-    return found.get("model"), found.get("version")
-
-
-def _query(query: bytes) -> Mapping[str, str]:
-    """Return the last value of each field.
-
-    An empty one counts: whoever left a variable of theirs empty is not to be answered by another model.
-    """
-    return _short_query(query) if len(query) <= MAX_KEPT_QUERY else _parsed(query)
-
-
-@lru_cache(maxsize=1024)
-def _short_query(query: bytes) -> Mapping[str, str]:
-    return _parsed(query)
-
-
-def _parsed(query: bytes) -> Mapping[str, str]:
-    return {name: values[-1] for name, values in parse_qs(query.decode("latin-1"), keep_blank_values=True).items()}
 
 
 def _response(answered: error_responses.Response) -> Response:

@@ -53,7 +53,12 @@ def _write(outputs: NDArray[Any], target: Target) -> bytes:
     return predictions_body(outputs, target.signature)
 
 
-INVOCATIONS: Final = Dialect(_read, _write, error_response)
+def _no_entity(_body: bytes) -> None:
+    """Return None: MLflow's bodies do not say what their rows are about."""
+    return
+
+
+INVOCATIONS: Final = Dialect(_read, _write, error_response, _no_entity)
 
 
 def ping(router: RequestRouter, family: str) -> Response:

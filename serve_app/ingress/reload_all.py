@@ -15,6 +15,8 @@ from serve_app.ingress.admin import (
     Admin,
     FamilyQuery,
     ForceQuery,
+    Strategy,
+    StrategyQuery,
     admin_route,
     answer,
     family_named,
@@ -70,9 +72,15 @@ def reload_all_router(router: RequestRouter, admin: Admin) -> APIRouter:
         wait_s: Annotated[float, Depends(admin.waiting())],
         family: FamilyQuery = "",
         force: ForceQuery = False,
+        strategy: StrategyQuery = None,
     ) -> Response:
         names = [family_named(router, family)] if family else list(router.families)
-        fared = await asyncio.gather(*(_reload(router, admin, name, force, actor, wait_s) for name in names))
+        fared = await asyncio.gather(
+            *(
+                _reload(router, admin, name, force=force, strategy=strategy, actor=actor, wait_s=wait_s)
+                for name in names
+            )
+        )
         body = _summary(dict(zip(names, fared, strict=True)), router.default_family)
         response = answer(body, status=_STATUS[body.status])
         if body.status == "unavailable":
@@ -83,12 +91,14 @@ def reload_all_router(router: RequestRouter, admin: Admin) -> APIRouter:
 
 
 async def _reload(
-    router: RequestRouter, admin: Admin, family: str, force: bool, actor: str, wait_s: float
+    router: RequestRouter, admin: Admin, family: str, *, force: bool, strategy: Strategy, actor: str, wait_s: float
 ) -> FamilyReload:
     target = router.current(family)
     served = target.version if target else None
     try:
-        operation = await reload_family(router, admin, family, force=force, actor=actor, route=ROUTE, wait_s=wait_s)
+        operation = await reload_family(
+            router, admin, family, force=force, strategy=strategy, actor=actor, route=ROUTE, wait_s=wait_s
+        )
     except ServeAppError as error:
         return FamilyReload(status=_status_of(error), model_version=served, detail=said(error))
     return _family_body(operation)

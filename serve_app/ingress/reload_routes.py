@@ -20,6 +20,7 @@ from serve_app.ingress.admin import (
     Admin,
     FamilyQuery,
     ForceQuery,
+    StrategyQuery,
     accepted,
     admin_route,
     answer,
@@ -65,10 +66,11 @@ def admin_reload_router(router: RequestRouter, admin: Admin) -> APIRouter:
         wait_s: Annotated[float, Depends(admin.waiting())],
         family: FamilyQuery = "",
         force: ForceQuery = False,
+        strategy: StrategyQuery = None,
     ) -> Response:
         name = family_named(router, family)
         operation = await reload_family(
-            router, admin, name, force=force, actor=actor, route=ADMIN_RELOAD, wait_s=wait_s
+            router, admin, name, force=force, strategy=strategy, actor=actor, route=ADMIN_RELOAD, wait_s=wait_s
         )
         match operation.outcome:
             case Outcome.RUNNING:
@@ -101,10 +103,11 @@ def models_reload_router(router: RequestRouter, admin: Admin) -> APIRouter:
         wait_s: Annotated[float, Depends(admin.waiting())],
         family: FamilyQuery = "",
         force: ForceQuery = False,
+        strategy: StrategyQuery = None,
     ) -> Response:
         name = family_named(router, family)
         operation = await reload_family(
-            router, admin, name, force=force, actor=actor, route=MODELS_RELOAD, wait_s=wait_s
+            router, admin, name, force=force, strategy=strategy, actor=actor, route=MODELS_RELOAD, wait_s=wait_s
         )
         if operation.outcome is Outcome.RUNNING:
             return accepted(operation)

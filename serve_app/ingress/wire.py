@@ -19,6 +19,8 @@ UNTYPED: Final = (b"", b"application/x-www-form-urlencoded", b"application/octet
 Row = list[float] | dict[str, float]
 Rows = list[Row] | Row
 _KEYS: Final = ("instances", "features", "entity")
+MAX_ENTITY_CHARACTERS: Final = 256
+"""Of a longer name only so much tells entities apart: a body may be megabytes."""
 
 
 class PredictBody(BaseModel):
@@ -94,6 +96,18 @@ def _instances(document: dict[str, Any]) -> Any:
     return document[given[0]]
 
 
+def entity_of(body: bytes) -> str | None:
+    """Return what the rows of a body are about, or None; what is wrong with a body, `read_rows` says."""
+    if b'"entity"' not in body:
+        return None
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+    entity = document.get("entity") if type(document) is dict else None
+    return entity[:MAX_ENTITY_CHARACTERS] if isinstance(entity, str) else None
+
+
 def _not_json(body: bytes, error: orjson.JSONDecodeError) -> str:
     if not body.strip():
         return "expected a JSON document, got an empty body"
@@ -129,4 +143,4 @@ def _tail(target: Target) -> bytes:
     )
 
 
-PREDICT: Final = Dialect(_read, _write, error_response)
+PREDICT: Final = Dialect(_read, _write, error_response, entity_of)

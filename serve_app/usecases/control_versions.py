@@ -14,6 +14,7 @@ from serve_app.domain import reload
 from serve_app.domain.errors import (
     NotOfferedError,
     PinnedError,
+    RefusedVersionError,
     ReloadDisabledError,
     SourceError,
     UnavailableError,
@@ -22,7 +23,11 @@ from serve_app.domain.errors import (
 )
 from serve_app.domain.following import agree, pin_of
 from serve_app.domain.reload import AuditEntry, FamilyRecord, KnownVersion, Operation, Outcome, RoutingTable, VersionRef
+from serve_app.domain.rollout import Command
+from serve_app.domain.rollout_plan import RolloutPlan
+from serve_app.domain.rollout_record import RolloutReport
 from serve_app.domain.status import ReplicaStatus
+from serve_app.usecases.control_rollouts import RolledFamily, RolloutControl, operation_of, went_back
 from serve_app.usecases.demand_versions import VersionDemands
 from serve_app.usecases.follow_source import SourceFollower
 from serve_app.usecases.keep_state import StateKeeper
@@ -40,6 +45,7 @@ class ControlledFamily:
     """One family under control: where its bundles come from, who follows them, and who carries changes out.
 
     `demands` loads what requests name; None: nothing is loaded by name. `retrainer` trains it; None: others do.
+    `rolled` carries its rollouts on; None: it has none, every change is at once.
     """
 
     source: BundleSource
@@ -47,6 +53,7 @@ class ControlledFamily:
     reloader: ModelReloader
     demands: VersionDemands | None = None
     retrainer: ModelRetrainer | None = None
+    rolled: RolledFamily | None = None
 
 
 class VersionControl:
@@ -72,8 +79,12 @@ class VersionControl:
         self._runs = ChangeRuns(
             {name: family.reloader for name, family in families.items()}, keeper=keeper, clock=clock, meter=meter
         )
+        self._rollouts = RolloutControl({name: one.rolled for name, one in families.items() if one.rolled is not None})
         self._starting = {name: asyncio.Lock() for name in families}
         self._turns = {name: asyncio.Event() for name in families}
+        for name, family in families.items():
+            if family.rolled is not None:
+                family.rolled.advancer.wake = self._turns[name].set
         self._lease_holder: str | None = None
         self._lease_due_s = 0.0
 
@@ -108,7 +119,15 @@ class VersionControl:
         return self._keeper.state.family(family)
 
     async def reload(
-        self, family: str, *, version: str | None, force: bool, actor: str, reason: str, wait_s: float
+        self,
+        family: str,
+        *,
+        version: str | None,
+        force: bool,
+        actor: str,
+        reason: str,
+        wait_s: float,
+        immediate: bool = False,
     ) -> Operation:
         """See `ControlPlane.reload`."""
         if not self._known(family).follower.rule.takes_calls:
@@ -118,7 +137,9 @@ class VersionControl:
             if run is not None:
                 self._check_joinable(run, version)
             else:
-                started = await self._start(family, version, force=force, actor=actor, reason=reason)
+                started = await self._start(
+                    family, version, force=force, actor=actor, reason=reason, immediate=immediate
+                )
                 if isinstance(started, Operation):
                     return started
                 run = started
@@ -128,20 +149,61 @@ class VersionControl:
         """See `ControlPlane.rollback`."""
         follower = self._known(family).follower
         async with self._starting[family]:
-            if (under_way := self._runs.under_way(family)) is not None:
-                raise UnavailableError(f"another change of {family!r} is under way: {under_way.to.version}")
-            self._check_lease()
+            self._check_free(family)
             record = self._keeper.state.family(family)
-            ref = record.last_good if to is None else await follower.find(to, record)
+            rollout = self._rollouts.under_way(family)
+            if to is not None:
+                ref = await follower.find(to, record)
+            else:
+                ref = record.last_good if rollout is None else rollout.state.stable
             if ref is None:
                 raise UnknownVersionError(family, "last good", [])
             await self._check_pin(family, ref.version)
+            if await self._rollouts.end(family, actor=actor, reason=f"rollback to {ref.version}"):
+                record = self._keeper.state.family(family)
+                if ref == record.active and record.rollout is not None:
+                    return went_back(record.rollout, self._keeper.state)
             if ref == record.active:
                 return self._runs.unchanged(family)
             run = await self._runs.launch(
                 family, ref, actor=actor, action="rollback", reason=f"rollback to {ref.version}", undoes=record.active
             )
         return await self._runs.wait(run, wait_s)
+
+    async def rollouts(self) -> list[RolloutReport]:
+        """See `ControlPlane.rollouts`."""
+        return self._rollouts.reports()
+
+    async def start_rollout(
+        self, family: str, *, version: str | None, plan: RolloutPlan | None, force: bool, actor: str, reason: str
+    ) -> RolloutReport:
+        """See `ControlPlane.start_rollout`."""
+        follower = self._known(family).follower
+        if not follower.rule.takes_calls:
+            raise ReloadDisabledError(f"family {family!r} has reload mode 'none'; nothing was changed")
+        async with self._starting[family]:
+            self._check_free(family)
+            chosen = self._rollouts.plan(family, plan)
+            record = self._keeper.state.family(family)
+            pin = await self._check_pin(family, version)
+            ref = await follower.find(version or pin, record)
+            if ref is None:
+                raise SourceError(f"the source of {family!r} has no bundle")
+            if ref.digest in record.failed and not force:
+                why = record.failed[ref.digest].reason
+                raise RefusedVersionError(f"{why} (this very bundle was refused before; force tries it again)")
+            follows = version is None and pin is None
+            await self._rollouts.begin(family, ref, plan=chosen, actor=actor, reason=reason, follows=follows)
+            return self._rollouts.report(family)
+
+    async def command_rollout(self, family: str, command: Command, *, actor: str, reason: str) -> RolloutReport:
+        """See `ControlPlane.command_rollout`."""
+        self._known(family)
+        async with self._starting[family]:
+            self._check_free(family)
+            await self._rollouts.advancer(family).operate(command, actor=actor, reason=reason)
+            self._turns[family].set()
+            return self._rollouts.report(family)
 
     async def demand(
         self, family: str, *, model: str | None, version: str | None, wait_s: float, renew: bool = False
@@ -168,7 +230,7 @@ class VersionControl:
 
     async def operation(self, operation_id: str) -> Operation | None:
         """See `ControlPlane.operation`."""
-        return await self._runs.operation(operation_id)
+        return self._rollouts.operation(operation_id, self._keeper.state) or await self._runs.operation(operation_id)
 
     async def versions(self, family: str) -> list[KnownVersion]:
         """See `ControlPlane.versions`."""
@@ -211,9 +273,22 @@ class VersionControl:
             if self.leads and self._runs.under_way(family) is None:
                 if record.change is not None:
                     await self._runs.resume(family)
+                elif await self._roll(family, statuses):
+                    pass
                 elif agree(statuses) or (statuses and record.active is None):  # between two pins nothing is followed
                     await self._follow(family, record, pin_of(statuses))
         await self._heal(family, statuses)
+
+    async def _roll(self, family: str, statuses: Sequence[ReplicaStatus]) -> bool:
+        """Go on with a rollout, unless a pin forbids it; return whether one is under way, for it comes first."""
+        rolled = self._families[family].rolled
+        if rolled is None:
+            return False
+        rollout, pin = self._rollouts.under_way(family), pin_of(statuses)
+        if rollout is not None and pin is not None and pin != rollout.state.candidate.version:
+            await self._rollouts.end(family, actor="user_config", reason=f"pinned to {pin}")
+        await rolled.advancer.tick()
+        return rolled.advancer.is_under_way
 
     async def _follow(self, family: str, record: FamilyRecord, pin: str | None) -> None:
         """Look at the source when it is time, and start a change when there is something new."""
@@ -223,7 +298,12 @@ class VersionControl:
         wish = await follower.look(record, pin)
         if follower.trouble is None:
             self._runs.troubles.pop(family, None)
-        if wish is not None:
+        if wish is None:
+            return
+        if self._rollouts.is_for(family, record):
+            if (why_not := await self._rollouts.follow(family, wish)) is not None:
+                self._runs.troubles[family] = why_not
+        else:
             await self._runs.launch(
                 family, wish.ref, actor=wish.actor, action="reload", reason=wish.reason, follows=wish.follows
             )
@@ -260,6 +340,12 @@ class VersionControl:
                 retry_after_s=int(LEASE_TTL_S),
             )
 
+    def _check_free(self, family: str) -> None:
+        """See that this cluster may change versions and that no change is under way."""
+        self._check_lease()
+        if (run := self._runs.under_way(family)) is not None:
+            raise UnavailableError(f"another change of {family!r} is under way: {run.to.version}")
+
     async def _check_pin(self, family: str, version: str | None) -> str | None:
         pin = pin_of(await self._fleet.statuses(family))
         if pin is not None and version is not None and version != pin:
@@ -272,7 +358,7 @@ class VersionControl:
             raise UnavailableError(f"another change of {run.operation.family!r} is under way: {run.to.version}")
 
     async def _start(
-        self, family: str, version: str | None, *, force: bool, actor: str, reason: str
+        self, family: str, version: str | None, *, force: bool, actor: str, reason: str, immediate: bool
     ) -> "Run | Operation":
         self._check_lease()
         record = self._keeper.state.family(family)
@@ -280,6 +366,8 @@ class VersionControl:
         ref = await self._families[family].follower.find(version or pin, record)
         if ref is None:
             raise SourceError(f"the source of {family!r} has no bundle")
+        if not immediate and (joined := self._rollouts.joined(family, ref, self._keeper.state)) is not None:
+            return joined
         if ref == record.active and not force:
             return self._runs.unchanged(family)
         if ref.digest in record.failed and not force:
@@ -293,9 +381,12 @@ class VersionControl:
                 detail=f"{before.reason} (this very bundle was refused before; force tries it again)",
                 generation=self._keeper.state.generation,
             )
-        return await self._runs.launch(
-            family, ref, actor=actor, action="reload", reason=reason, follows=version is None and pin is None
-        )
+        follows = version is None and pin is None
+        if not immediate and ref != record.active and self._rollouts.is_for(family, record):
+            rollout = await self._rollouts.begin(family, ref, plan=None, actor=actor, reason=reason, follows=follows)
+            return operation_of(rollout, self._keeper.state)
+        await self._rollouts.end(family, actor=actor, reason=f"immediate change to {ref.version}")
+        return await self._runs.launch(family, ref, actor=actor, action="reload", reason=reason, follows=follows)
 
 
 def _lacks(status: ReplicaStatus, ref: VersionRef) -> bool:

@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from serve_app.domain.exposure import GatewayReport
 from serve_app.domain.manifest import Manifest
 from serve_app.domain.reload import (
     AuditEntry,
@@ -23,6 +24,7 @@ from serve_app.domain.signature import Signature
 from serve_app.domain.source_status import SourceStatus
 from serve_app.domain.status import ReplicaStatus
 from serve_app.domain.temporal import TemporalShape
+from serve_app.usecases.rollout_ports import RolloutPlane
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,15 +299,17 @@ class Trial(Protocol):
         ...
 
 
-class ControlPlane(Protocol):
+class ControlPlane(RolloutPlane, Protocol):
     """Changes versions. The Reconciler is behind it; it may be away for hours without any harm to predictions."""
 
     async def reload(
-        self, family: str, *, version: str | None, force: bool, actor: str, reason: str, wait_s: float
-    ) -> Operation:
+        self, family: str, *, version: str | None, force: bool, actor: str, reason: str, wait_s: float,
+        immediate: bool = False,
+    ) -> Operation:  # fmt: skip
         """Change to `version`, or to what the source calls current, and wait up to `wait_s` for the end.
 
-        A reload of the same version that is under way already is joined. `Outcome.UNCHANGED` when it is active.
+        A reload of the same version that is under way already is joined. `Outcome.UNCHANGED` when it is active. By a
+        plan it begins a rollout and waits for nothing (`is_rollout`); `immediate` overrules that and ends a rollout.
 
         Raises:
             UnknownFamilyError: No such family.
@@ -317,7 +321,7 @@ class ControlPlane(Protocol):
         ...
 
     async def rollback(self, family: str, *, to: str | None, actor: str, wait_s: float) -> Operation:
-        """Go back to `to`, or to the last good version; one commit where it is still resident. Raises as `reload`."""
+        """Go back to `to` or the last good version, and end a rollout; one commit where it is resident. As `reload`."""
         ...
 
     async def look(self, family: str) -> None:
@@ -399,6 +403,10 @@ class Gateways(Protocol):
 
     async def push(self, table: RoutingTable) -> int:
         """Give every gateway the table; return how many took it. One that missed it pulls it within a second."""
+        ...
+
+    async def evidence(self) -> list[GatewayReport]:
+        """Ask every gateway what it has counted since it began; one that does not answer is left out."""
         ...
 
 

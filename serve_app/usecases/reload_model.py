@@ -13,7 +13,7 @@ import structlog
 from serve_app.domain import reload
 from serve_app.domain.coverage import Covered, coverage, next_to_unload
 from serve_app.domain.errors import ReloadError, SourceError, TrialError
-from serve_app.domain.reload import AuditEntry, FamilyRecord, Phase, StoredState, VersionRef
+from serve_app.domain.reload import AuditEntry, Change, FamilyRecord, Phase, StoredState, VersionRef
 from serve_app.domain.status import ReplicaStatus
 from serve_app.usecases.keep_state import StateKeeper
 from serve_app.usecases.ports import Clock, Fleet, Gateways, ReloadMeter, Trial, TrialLimits
@@ -37,8 +37,16 @@ class ReloadPolicy:
     unloads_first: bool = False
 
 
+class CandidateError(ReloadError):
+    """A candidate was refused, or is not ready in time. `blames_bundle` is true where it is the bundle's own fault."""
+
+    def __init__(self, message: str, *, blames_bundle: bool) -> None:
+        self.blames_bundle = blames_bundle
+        super().__init__(message)
+
+
 class ModelReloader:
-    """Runs the changes of one family, one at a time."""
+    """Runs the changes of one family, one at a time. Rollouts, which have steps of their own, use its parts."""
 
     def __init__(
         self,
@@ -81,40 +89,54 @@ class ModelReloader:
         """
         while (change := self.record.change) is not None:
             started_s = self._clock.monotonic_s()
-            match change.phase:
-                case Phase.TRIAL:
-                    await self._try_out(change.to)
-                case Phase.PREPARE:
-                    await self._prepare(change.to)
-                    await self._gateways.refresh(self._family)
-                    await self._commit()
-                case Phase.RELEASE:
-                    await self._gateways.push(reload.table_of(self._keeper.state))
-                    await self._fleet.hold(self._family, reload.wanted_versions(self.record))
-                    await self._save(reload.released)
+            try:
+                await self._step(change)
+            except CandidateError as error:
+                await self._give_up(str(error), blame_bundle=error.blames_bundle)
             self._meter.observe_stage(self._family, change.phase, self._clock.monotonic_s() - started_s)
 
-    async def _try_out(self, ref: VersionRef) -> None:
-        """Hold the trial, unless every replica has the very bundle loaded already."""
-        if not await self._is_resident(ref):
-            try:
-                tried = await self._trial.run(self._family, ref.version, self._policy.trial)
-            except TrialError as error:
-                await self._give_up(str(error), blame_bundle=error.blames_bundle)
-            except SourceError as error:
-                await self._give_up(str(error), blame_bundle=False)
-            else:
-                if tried.digest != ref.digest:
-                    found = f"expected the bundle {ref.digest[:12]}, found {tried.digest[:12]}"
-                    await self._give_up(f"{found}: it changed during its trial", blame_bundle=False)
-        await self._save(reload.tried)
+    async def _step(self, change: Change) -> None:
+        match change.phase:
+            case Phase.TRIAL:
+                await self.try_out(change.to)
+                await self._save(reload.tried)
+            case Phase.PREPARE:
+                await self.cover(change.to)
+                await self._gateways.refresh(self._family)
+                await self._commit()
+            case Phase.RELEASE:
+                await self._gateways.push(reload.table_of(self._keeper.state))
+                await self._fleet.hold(self._family, reload.wanted_versions(self.record))
+                await self._save(reload.released)
+
+    async def try_out(self, ref: VersionRef) -> None:
+        """Hold the trial, unless every replica has the very bundle loaded already.
+
+        Raises:
+            CandidateError: It was refused, or the trial could not be held.
+        """
+        if await self._is_resident(ref):
+            return
+        try:
+            tried = await self._trial.run(self._family, ref.version, self._policy.trial)
+        except TrialError as error:
+            raise CandidateError(str(error), blames_bundle=error.blames_bundle) from error
+        except SourceError as error:
+            raise CandidateError(str(error), blames_bundle=False) from error
+        if tried.digest != ref.digest:
+            found = f"expected the bundle {ref.digest[:12]}, found {tried.digest[:12]}"
+            raise CandidateError(f"{found}: it changed during its trial", blames_bundle=False)
 
     async def _is_resident(self, ref: VersionRef) -> bool:
         statuses = await self._fleet.statuses(self._family)
         return bool(statuses) and all(status.holds_bundle(ref.version, ref.digest) for status in statuses)
 
-    async def _prepare(self, ref: VersionRef) -> None:
-        """Have every routable replica load the candidate, and wait until all report it ready, or half of them."""
+    async def cover(self, ref: VersionRef) -> None:
+        """Have every routable replica load the candidate, and wait until all report it ready, or half of them.
+
+        Raises:
+            CandidateError: A replica refused it, or not all are ready in time.
+        """
         deadline_s = self._clock.monotonic_s() + self._policy.prepare_timeout_s
         await self._fleet.prepare(self._family, reload.wanted_versions(self.record))
         asked = 1
@@ -126,10 +148,10 @@ class ModelReloader:
             if seen.is_complete:
                 return
             if seen.failure is not None:
-                await self._give_up(seen.failure, blame_bundle=True)
+                raise CandidateError(seen.failure, blames_bundle=True)
             if self._clock.monotonic_s() > deadline_s:
-                await self._give_up(
-                    f"not ready within {self._policy.prepare_timeout_s:g} s: {seen.waiting_for}", blame_bundle=False
+                raise CandidateError(
+                    f"not ready within {self._policy.prepare_timeout_s:g} s: {seen.waiting_for}", blames_bundle=False
                 )
             if self._policy.unloads_first and (turn := next_to_unload(statuses, ref)):
                 refs = dict.fromkeys((ref, *reload.wanted_versions(self.record)))
@@ -144,18 +166,8 @@ class ModelReloader:
         return coverage(statuses, ref, expected=expected, unloads_first=self._policy.unloads_first)
 
     async def _commit(self) -> None:
-        started_s = self._clock.monotonic_s()
         before = self.record.active
-        # One gateway need not wait for others. How many there are is known from the last push.
-        delay_s = 0.0 if self._n_gateways == 1 else FLIP_DELAY_S
-        await self._keeper.update(
-            self._family, reload.commit, committed=True, effective_at_s=self._clock.now_s() + delay_s
-        )
-        pushed_s = self._clock.monotonic_s()
-        self._n_gateways = await self._gateways.push(reload.table_of(self._keeper.state))
-        await asyncio.sleep(started_s + delay_s - self._clock.monotonic_s())
-        ended_s = self._clock.monotonic_s()
-        self._meter.observe_commit(self._family, ended_s - started_s)
+        store_s, push_s = await self.flip(reload.commit)
         active = self.record.active
         log.info(
             "version changed",
@@ -163,9 +175,30 @@ class ModelReloader:
             from_version=before.version if before else None,
             version=active.version if active else None,
             generation=self._keeper.state.generation,
-            store_ms=round((pushed_s - started_s) * 1e3, 1),
-            push_ms=round((ended_s - pushed_s) * 1e3, 1),
+            store_ms=round(store_s * 1e3, 1),
+            push_ms=round(push_s * 1e3, 1),
         )
+
+    async def flip(
+        self, step: Callable[[FamilyRecord], FamilyRecord], *, entry: AuditEntry | None = None
+    ) -> tuple[float, float]:
+        """Save a new generation and have all gateways take it up together; return the seconds of saving and telling.
+
+        Raises:
+            StoreError: It could not be saved; nothing has changed.
+        """
+        started_s = self._clock.monotonic_s()
+        # One gateway need not wait for others. How many there are is known from the last push.
+        delay_s = 0.0 if self._n_gateways == 1 else FLIP_DELAY_S
+        await self._keeper.update(
+            self._family, step, committed=True, effective_at_s=self._clock.now_s() + delay_s, entry=entry
+        )
+        pushed_s = self._clock.monotonic_s()
+        self._n_gateways = await self._gateways.push(reload.table_of(self._keeper.state))
+        await asyncio.sleep(started_s + delay_s - self._clock.monotonic_s())
+        ended_s = self._clock.monotonic_s()
+        self._meter.observe_commit(self._family, ended_s - started_s)
+        return pushed_s - started_s, ended_s - pushed_s
 
     async def _give_up(self, why: str, *, blame_bundle: bool) -> None:
         change = self.record.change

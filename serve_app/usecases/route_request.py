@@ -1,41 +1,28 @@
 """From the name of a family to the version that answers, and the coalescer that carries the rows there."""
 
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 
 from serve_app.domain.errors import NoModelError, UnknownFamilyError, UnknownVersionError
+from serve_app.domain.exposure import GatewayReport
 from serve_app.domain.reload import RoutingTable
 from serve_app.domain.retraining import RetrainStatus
-from serve_app.domain.signature import Signature
 from serve_app.domain.source_status import SourceStatus
 from serve_app.domain.status import LoadedVersion, ReplicaStatus
+from serve_app.domain.traffic import Assignment, RequestFacts
 from serve_app.usecases.coalesce_requests import BatchLimits, Coalescer
+from serve_app.usecases.count_evidence import EvidenceBook
 from serve_app.usecases.ports import PredictClient
+from serve_app.usecases.split_requests import OF_A_SPLIT, SplitRoute
+from serve_app.usecases.target import Target
 
+__all__ = ["LONGEST_WAIT_S", "NO_MODEL_RETRY_AFTER_S", "RequestRouter", "Target"]
 NO_MODEL_RETRY_AFTER_S = 5
 LONGEST_WAIT_S = 1.0
 """A table that asks for more has the time of another clock; it is taken up at once."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Target:
-    """Where one request goes. `reason` says why: `default`, `forced`, `named`, `fallback`.
-
-    `has_tensors` is the signature's: such a model takes no rows of JSON. Compared by identity: a cache key.
-    """
-
-    family: str
-    version: str
-    pool: str
-    variant: str
-    reason: str
-    generation: int
-    signature: Signature
-    input_names: tuple[str, ...]
-    output_names: tuple[str, ...]
-    coalescer: Coalescer
-    has_tensors: bool = False
 
 
 class RequestRouter:
@@ -50,6 +37,7 @@ class RequestRouter:
         limits: BatchLimits,
         on_batch: Callable[[int], None] | None = None,
         now_s: Callable[[], float] = time.time,
+        draw: Callable[[], float] = random.random,
     ) -> None:
         self._families = tuple(families)
         self._default_family = default_family
@@ -57,6 +45,7 @@ class RequestRouter:
         self._limits = limits
         self._on_batch = on_batch
         self._targets: dict[str, Target] = {}
+        self._by_pool: dict[tuple[str, str, str], Target] = {}
         self._by_version: dict[tuple[str, str], Target] = {}
         self._named: dict[tuple[str, str], Target] = {}
         self._statuses: dict[tuple[str, str], tuple[ReplicaStatus, ...]] = {}
@@ -64,6 +53,10 @@ class RequestRouter:
         self._now_s = now_s
         self._waiting: RoutingTable | None = None
         self._untold: list[Target] = []
+        self._draw = draw
+        self._evidence = EvidenceBook()
+        self.splits: dict[str, SplitRoute] = {}
+        """Those in use, by family; read by every request, therefore no property."""
 
     @property
     def families(self) -> tuple[str, ...]:
@@ -86,7 +79,7 @@ class RequestRouter:
         return self._table.generation
 
     def target(self, family: str, forced_version: str | None = None) -> Target:
-        """Return where a request for `family` (empty: the default family) goes.
+        """Return where a request for `family` (empty: the default family) goes if no split has a say in it.
 
         Raises:
             UnknownFamilyError: No such family is configured.
@@ -110,6 +103,28 @@ class RequestRouter:
         if forced is None:
             raise UnknownVersionError(name, forced_version, sorted(v for f, v in self._by_version if f == name))
         return forced
+
+    def assign(self, family: str, facts: RequestFacts, *, counts: bool = True) -> tuple[Target, Assignment | None]:
+        """Return where a request goes that may be subject to a split, and why: None where the family has no split.
+
+        It is counted as evidence; `counts` is false for whoever only asks. Raises as `target`.
+        """
+        if self._waiting is not None and self._now_s() >= self._waiting.effective_at_s:
+            self._untold = self.take_up()
+        route = self.splits.get(family or self._default_family)
+        if route is None:
+            return self.target(family, facts.forced_version), None
+        target, assignment = route.choose(facts, counts=counts)
+        if target is not None:
+            return target, assignment
+        if facts.forced_version is not None:
+            return self.target(family, facts.forced_version), assignment
+        return replace(self.target(family), reason="fallback"), assignment
+
+    def evidence(self, gateway: str) -> GatewayReport:
+        """Return what was counted of all splits since this process began."""
+        self._evidence.keep({family: route.split.salt for family, route in self.splits.items()})
+        return self._evidence.report(gateway)
 
     def named(self, family: str, version: str) -> Target | None:
         """Return where a request goes that names a version, or None where no replica has reported it."""
@@ -149,10 +164,11 @@ class RequestRouter:
     def fallback(self, target: Target) -> Target | None:
         """Return where to go when no replica holds the version of `target` any more, if that takes the same inputs.
 
-        It is the last good one, if loaded; or what is routed to now, where `target` was before the last commit.
+        It is the last good one, if loaded; or what is routed to now, where `target` was before the last commit or is
+        on trial.
         """
         route = self._table.routes.get(target.family)
-        if target.reason != "default" or route is None:
+        if (target.reason != "default" and target.reason not in OF_A_SPLIT) or route is None:
             return None
         version = route.last_good if route.version == target.version else route.version
         known = self._by_version.get((target.family, version or ""))
@@ -169,13 +185,33 @@ class RequestRouter:
             return
         self._statuses[family, pool] = tuple(statuses)
         held = {loaded.version for status in statuses for loaded in status.versions}
-        for version in held:
+        new = [version for version in held if (family, version, pool) not in self._by_pool]
+        gone = [key for key in self._by_pool if key[0] == family and key[2] == pool and key[1] not in held]
+        for version in new:
+            built = self._by_pool[family, version, pool] = self._build(family, pool, version, reason="forced")
             if (family, version) not in self._by_version:
-                built = self._build(family, pool, version, reason="forced")
                 self._by_version[family, version] = built
                 self._named[family, version] = replace(built, reason="named")
-        for key in [k for k, t in self._by_version.items() if k[0] == family and t.pool == pool and k[1] not in held]:
-            del self._by_version[key], self._named[key]
+        for key in gone:
+            del self._by_pool[key]
+            self._forget(family, key[1], pool)
+        if (new or gone) and (route := self.splits.get(family)) is not None:
+            route.renew()
+
+    def _forget(self, family: str, version: str, pool: str) -> None:
+        """Have another pool answer for a version where this one was the one to go to, if any holds it."""
+        if self._by_version[family, version].pool != pool:
+            return
+        others = (target for (f, v, _), target in self._by_pool.items() if (f, v) == (family, version))
+        other = next(others, None)
+        if other is None:
+            del self._by_version[family, version], self._named[family, version]
+            return
+        self._by_version[family, version] = other
+        self._named[family, version] = replace(other, reason="named")
+        present = self._targets.get(family)
+        if present is not None and present.version == version:
+            self._targets[family] = replace(other, reason="default", generation=self._table.generation)
 
     def follow(self, table: RoutingTable) -> list[Target]:
         """Route by this table from now on, unless it is older than the one in use; return the targets that changed.
@@ -208,6 +244,7 @@ class RequestRouter:
             return []
         # A table that a commit pushed says nothing of sources and trainings; the next one that is pulled does.
         told = {"sources": self._table.sources, "retraining": self._table.retraining}
+        is_new = table.generation != self._table.generation
         self._table = table if table.sources else table.model_copy(update=told)
         changed = []
         for family, route in table.routes.items():
@@ -222,18 +259,43 @@ class RequestRouter:
             if known is not None:
                 self._targets[family] = replace(known, reason="default", generation=table.generation)
                 changed.append(self._targets[family])
+        self._follow_splits(table, is_new=is_new)
         return changed
 
+    def _follow_splits(self, table: RoutingTable, *, is_new: bool) -> None:
+        """Take up the splits of a table; one that it does not name is over from the next request on."""
+        for family in [family for family in self.splits if family not in table.splits]:
+            del self.splits[family]
+        for family, split in table.splits.items():
+            present = self.splits.get(family)
+            if family not in self._families:
+                continue
+            if present is None or present.split != split:
+                tally = self._evidence.of(family, split.salt)
+                self.splits[family] = SplitRoute(split, tally, find=partial(self._find, family), draw=self._draw)
+            elif is_new:
+                present.renew()
+        self._evidence.keep({family: route.split.salt for family, route in self.splits.items()})
+
+    def _find(self, family: str, version: str, pool: str | None) -> Target | None:
+        """Return a loaded version on a pool, or on the one that is gone to by default, as of this generation."""
+        known = self._by_pool.get((family, version, pool)) if pool else self._by_version.get((family, version))
+        return None if known is None else replace(known, generation=self._table.generation)
+
     def awaited(self, table: RoutingTable) -> list[str]:
-        """Return the families whose version in `table` no replica has reported yet."""
-        return [
-            family
-            for family, route in table.routes.items()
-            if family in self._families and (family, route.version) not in self._by_version
-        ]
+        """Return the families of which `table` names a version that no replica has reported yet."""
+        wanted: list[tuple[str, str, str | None]]
+        wanted = [(family, route.version, None) for family, route in table.routes.items()]
+        for family, split in table.splits.items():
+            wanted += [(family, variant.version, variant.pool) for variant in split.variants]
+            if split.shadow is not None:
+                wanted.append((family, split.shadow.version, split.shadow.pool))
+        missing = (family for family, version, pool in wanted if self._find(family, version, pool) is None)
+        return [family for family in dict.fromkeys(missing) if family in self._families]
 
     def _build(self, family: str, pool: str, version: str, *, reason: str) -> Target:
-        loaded = self.loaded(family, version)
+        reported = (v for status in self._statuses[family, pool] for v in status.versions if v.version == version)
+        loaded = next(reported, None)
         assert loaded is not None, "a version is routed to only after a replica reported it"
         return Target(
             family=family,

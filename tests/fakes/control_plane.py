@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from serve_app.domain import rollout
 from serve_app.domain.errors import (
     NotOfferedError,
     PinnedError,
@@ -13,6 +14,10 @@ from serve_app.domain.errors import (
     UnknownVersionError,
 )
 from serve_app.domain.reload import AuditEntry, KnownVersion, Operation, Outcome, Phase, VersionRef
+from serve_app.domain.rollout import Command, Findings, Progress
+from serve_app.domain.rollout_plan import RolloutPlan
+from serve_app.domain.rollout_record import RolloutRecord, RolloutReport, report_of
+from serve_app.domain.rollout_state import NoPlanError, NoRolloutError
 
 NOW_S = 1_769_763_600.0
 
@@ -22,6 +27,7 @@ class FakeControlPlane:
 
     With `is_held` a change stays under way until `finish`. Set `error` to make every call raise it. `asked` holds what
     every reload and rollback asked for; `on_commit(family, version)` is called when another version becomes active.
+    Set `plans[family]` to let reloads begin rollouts; `rolled` holds them, for a test to change.
     `offers` maps the model and version that a demand names to the version that is then loaded, or to an error;
     `demanded` holds every demand, `on_demand(family, version)` is called when one is loaded.
     """
@@ -40,6 +46,8 @@ class FakeControlPlane:
         self.may_load.set()
         self.on_demand: Callable[[str, str], None] = lambda _family, _version: None
         self.generation = 0
+        self.plans: dict[str, RolloutPlan] = {}
+        self.rolled: dict[str, RolloutRecord] = {}
         self._on_commit = on_commit
         self._known: dict[str, list[KnownVersion]] = {family: [] for family in families}
         self._active: dict[str, str] = {}
@@ -55,12 +63,28 @@ class FakeControlPlane:
             self._commit(family, version)
 
     async def reload(
-        self, family: str, *, version: str | None, force: bool, actor: str, reason: str, wait_s: float
+        self,
+        family: str,
+        *,
+        version: str | None,
+        force: bool,
+        actor: str,
+        reason: str,
+        wait_s: float,
+        immediate: bool = False,
     ) -> Operation:
-        """Change to a version, or to the newest one."""
+        """Change to a version, or to the newest one; where there is a plan, begin a rollout unless it is immediate."""
         self.asked.append({"family": family, "version": version, "force": force, "actor": actor, "wait_s": wait_s})
         self._check(family, version)
         wanted = version or self.pins.get(family) or self._newest(family)
+        if family in self.plans and not immediate:
+            report = await self.start_rollout(
+                family, version=wanted, plan=None, force=force, actor=actor, reason=reason
+            )
+            return Operation(
+                operation_id=report.state.rollout_id, family=family, outcome=Outcome.RUNNING,
+                from_version=self._active[family], to_version=wanted, is_rollout=True,
+            )  # fmt: skip
         return await self._change(family, wanted, "reload", actor, reason, wait_s, force=force)
 
     async def rollback(self, family: str, *, to: str | None, actor: str, wait_s: float) -> Operation:
@@ -71,6 +95,39 @@ class FakeControlPlane:
         if wanted is None:
             raise UnknownVersionError(family, "last good", [])
         return await self._change(family, wanted, "rollback", actor, f"rollback to {wanted}", wait_s)
+
+    async def rollouts(self) -> list[RolloutReport]:
+        """Return the last rollout of each family."""
+        self._maybe_fail()
+        return [report_of(record) for record in self.rolled.values()]
+
+    async def start_rollout(
+        self, family: str, *, version: str | None, plan: RolloutPlan | None, force: bool, actor: str, reason: str
+    ) -> RolloutReport:
+        """Begin a rollout by the rules, and have its candidate loaded at once."""
+        self._check(family, version)
+        chosen = plan or self.plans.get(family)
+        if chosen is None:
+            raise NoPlanError(family)
+        before = self.rolled.get(family)
+        state = rollout.start(
+            chosen, rollout_id=f"rollout-{len(self.rolled) + 1}", family=family,
+            candidate=VersionRef(version=version or self._newest(family), digest="d-new"),
+            stable=VersionRef(version=self._active[family], digest="d-old"), actor=actor, reason=reason,
+            now_s=NOW_S, previous=before.state if before else None,
+        )  # fmt: skip
+        loaded = rollout.decide(state, Findings(progress=Progress.DONE), now_s=NOW_S + 1).state
+        self.rolled[family] = RolloutRecord(state=loaded, is_tried=True)
+        return report_of(self.rolled[family])
+
+    async def command_rollout(self, family: str, command: Command, *, actor: str, reason: str) -> RolloutReport:
+        """Move a rollout as its rules say."""
+        self._maybe_fail()
+        if family not in self.rolled:
+            raise NoRolloutError(family)
+        state = rollout.operate(self.rolled[family].state, command, actor=actor, now_s=NOW_S + 2, reason=reason)
+        self.rolled[family] = self.rolled[family].model_copy(update={"state": state})
+        return report_of(self.rolled[family])
 
     async def demand(
         self, family: str, *, model: str | None, version: str | None, wait_s: float, renew: bool = False

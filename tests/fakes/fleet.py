@@ -2,9 +2,12 @@
 
 from collections.abc import Collection, Sequence
 
+from serve_app.domain.exposure import GatewayReport
 from serve_app.domain.reload import RoutingTable, VersionRef
+from serve_app.domain.rollout_state import Phase
 from serve_app.domain.signature import Column, Signature
 from serve_app.domain.status import LoadedVersion, ReplicaStatus
+from serve_app.domain.verdict import Verdict
 from serve_app.usecases.ports import DemandResult
 
 SIGNATURE = Signature(inputs=(Column(name="x"),), outputs=(Column(name="y"),))
@@ -121,6 +124,7 @@ class FakeGateways:
     def __init__(self) -> None:
         self.tables: list[RoutingTable] = []
         self.refreshed: list[str] = []
+        self.reports: list[GatewayReport] = []
 
     async def refresh(self, family: str) -> None:
         """See `Gateways.refresh`."""
@@ -130,6 +134,10 @@ class FakeGateways:
         """See `Gateways.push`."""
         self.tables.append(table)
         return 1
+
+    async def evidence(self) -> list[GatewayReport]:
+        """See `Gateways.evidence`."""
+        return list(self.reports)
 
 
 class FakeReloadMeter:
@@ -157,3 +165,14 @@ class FakeReloadMeter:
     def observe_demand(self, family: str, result: DemandResult, seconds: float) -> None:
         """See `DemandMeter.observe_demand`."""
         self.counted.append(("demand", family, str(result)))
+
+
+class FakeRolloutMeter:
+    """Keeps what was told last of each family."""
+
+    def __init__(self) -> None:
+        self.told: dict[str, tuple[Phase, float, Verdict | None]] = {}
+
+    def set_rollout(self, family: str, phase: Phase, *, weight: float, verdict: Verdict | None) -> None:
+        """See `RolloutMeter.set_rollout`."""
+        self.told[family] = (phase, weight, verdict)

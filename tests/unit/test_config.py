@@ -235,3 +235,38 @@ def test_what_is_preloaded_is_read() -> None:
 def test_wrong_names_are_told_in_one_sentence(source: dict[str, Any], said: str) -> None:
     (problem,) = problems(registry(**source))
     assert said in problem
+
+
+CANARY = {"strategy": "canary", "steps": [{"weight": 5}]}
+
+
+def test_plan_of_a_rollout_is_read_with_its_defaults() -> None:
+    plan = AppConfig.parse(put("families.forecaster.rollout", CANARY)).families["forecaster"].rollout
+    assert plan is not None
+    assert (plan.strategy.value, plan.steps[0].buckets, plan.analysis is not None) == ("canary", 500, True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"steps": []}, "steps: expected at least one with the strategy canary"),
+        ({"stepz": []}, "rollout.stepz: unknown key (did you mean 'steps'?)"),
+        ({"pool": "gpu"}, "rollout.pool: expected one of cpu, found 'gpu'"),
+        ({"stable_pool": "gpu"}, "rollout.stable_pool: expected one of cpu, found 'gpu'"),
+    ],
+)
+def test_plan_that_does_not_fit_its_family_is_refused(changes: dict[str, Any], said: str) -> None:
+    assert any(said in problem for problem in problems(put("families.forecaster.rollout", CANARY | changes)))
+
+
+def test_plan_needs_room_for_two_versions() -> None:
+    wrong = put("families.forecaster.rollout", CANARY)
+    wrong["families"]["forecaster"]["residency"] = {"policy": "resource_preserving"}
+    assert "both versions answer at the same time" in problems(wrong)[0]
+
+
+@pytest.mark.parametrize("name", ["canary", "ab", "shadow"])
+def test_configuration_with_a_plan_is_local_yaml_otherwise(name: str) -> None:
+    local, planned = (yaml.safe_load((REPOSITORY / "configs" / f"{stem}.yaml").read_text()) for stem in ("local", name))
+    plan = planned["applications"][0]["args"]["families"]["forecaster"].pop("rollout")
+    assert (planned, plan["strategy"]) == (local, name)

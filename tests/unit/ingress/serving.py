@@ -4,13 +4,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import httpx
+from fastapi import APIRouter
 
 from serve_app.domain.reload import Route, RoutingTable
 from serve_app.domain.signature import Signature
+from serve_app.domain.traffic import Split
 from serve_app.ingress.api import build_api
 from serve_app.ingress.inference import Inference, RequestLimits
 from serve_app.usecases.coalesce_requests import BatchLimits
+from serve_app.usecases.mirror_requests import Mirror, MirrorLimits
 from serve_app.usecases.name_versions import NamedVersions, NamingSettings
+from serve_app.usecases.remember_predictions import PredictionMemory
 from serve_app.usecases.route_request import RequestRouter
 from tests import builders
 from tests.fakes.clock import FakeClock
@@ -62,6 +66,9 @@ class Server:
         metrics: bytes = b"",
         routed: str | None = "v1",
         naming: Mapping[str, NamingSettings] | None = None,
+        mirrored: MirrorLimits | None = None,
+        memory: PredictionMemory | None = None,
+        feedback: APIRouter | None = None,
     ) -> None:
         self.client = FakePredictClient(models if models is not None else {"v1": row_sums})
         self.models = self.client.models
@@ -79,20 +86,29 @@ class Server:
         self.names = NamedVersions(
             self.router, self.plane, naming, refresh=self._refresh, clock=self.clock, max_waiting=queued
         )
+        self.mirror = Mirror(mirrored or MirrorLimits())
         self.inference = Inference(
-            self.router, self.names, limits=RequestLimits(MAX_BODY_BYTES, MAX_ROWS), meter=self.meter, access_log=False
-        )
+            self.router, self.names, limits=RequestLimits(MAX_BODY_BYTES, MAX_ROWS), meter=self.meter,
+            access_log=False, mirror=self.mirror, memory=memory,
+        )  # fmt: skip
         self.api = build_api(
-            self.router, self.inference, required=frozenset({FAMILY}), collect_metrics=self._collect_metrics
+            self.router,
+            self.inference,
+            required=frozenset({FAMILY}),
+            collect_metrics=self._collect_metrics,
+            feedback=feedback,
         )
         if routed is not None:
             self.route(routed)
 
-    def route(self, version: str, *, last_good: str | None = None, generation: int = 1) -> None:
-        """Have the replicas report their models, and the table name `version`."""
+    def route(
+        self, version: str, *, last_good: str | None = None, generation: int = 1, split: Split | None = None
+    ) -> None:
+        """Have the replicas report their models, and the table name `version` and the split."""
         self.observe()
         route = Route(version=version, digest="0" * 64, last_good=last_good)
-        self.router.follow(RoutingTable(generation=generation, routes={FAMILY: route}))
+        splits = {FAMILY: split} if split is not None else {}
+        self.router.follow(RoutingTable(generation=generation, routes={FAMILY: route}, splits=splits))
 
     def observe(self, **facts: Any) -> None:
         """Take in a report of one replica that holds all models."""

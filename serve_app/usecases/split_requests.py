@@ -1,0 +1,128 @@
+"""From what a request says of itself to the variant that answers it: the split of one family, in the hot path.
+
+Only predictions from rows are split. Forecasts from windows go by the route of their family: the pass over a fleet is
+one for everybody who asks.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
+
+from serve_app.domain.exposure import SHADOW
+from serve_app.domain.traffic import (
+    Assignment,
+    Reason,
+    RequestFacts,
+    Split,
+    assign,
+    compile_split,
+    fallbacks,
+    shadow_sampled,
+)
+from serve_app.usecases.count_evidence import ShadowTally, SplitTally, VariantTally
+from serve_app.usecases.target import Target
+
+FALLBACK: Final = "fallback"
+OF_A_SPLIT: Final = frozenset({Reason.SEGMENT, Reason.COOKIE, Reason.HASH, Reason.WEIGHT})
+"""Reasons of a target that a split chose by itself."""
+MAX_CHOSEN: Final = 4096
+"""Requests that say the same of themselves go where the first of them went; so many kinds are remembered."""
+_FORCED, _HASH, _WEIGHT = Reason.FORCED, Reason.HASH, Reason.WEIGHT
+"""Names that are found at once: to look up a member of an enumeration costs 50 ns."""
+Find = Callable[[str, str | None], Target | None]
+"""Finds a loaded version on a pool (None: on any); None where no replica holds it."""
+
+
+class SplitRoute:
+    """Chooses the target of each request. Lives on one event loop.
+
+    Targets are made once for each variant and reason, so that whatever is cached by target stays cached.
+
+    Args:
+        split: What to do.
+        tally: Counts what was done; the same for all splits of a salt.
+        find: Where a version is loaded.
+        draw: Uniform in [0, 1).
+    """
+
+    def __init__(self, split: Split, tally: SplitTally, *, find: Find, draw: Callable[[], float]) -> None:
+        self.split = split
+        self.tally = tally
+        self.compiled = compile_split(split)
+        self.has_shadow = split.shadow is not None
+        self._default = split.default
+        self._find = find
+        self._draw = draw
+        self._targets: dict[tuple[str, Reason], Target] = {}
+        self._chosen: dict[RequestFacts, tuple[Target, Assignment]] = {}
+        self._shadow: Target | None = None
+        tally.default = split.default.name
+        if split.shadow is not None and tally.shadow is None:
+            tally.shadow = ShadowTally(split.shadow.version)
+
+    def renew(self) -> None:
+        """Find all targets anew: other versions are loaded, or the table is another one."""
+        self._targets.clear()
+        self._chosen.clear()
+        self._shadow = None
+
+    def choose(self, facts: RequestFacts, *, counts: bool = True) -> tuple[Target | None, Assignment]:
+        """Return where a request goes and why; no target where neither the variant nor what replaces it is loaded.
+
+        `counts` is false for whoever only asks.
+        """
+        known = self._chosen.get(facts)
+        if known is not None:  # nothing new to count either
+            return known
+        assignment = assign(self.compiled, facts, draw=self._draw())
+        variant, reason, _ = assignment
+        place = (variant.version, reason) if reason is _FORCED else (variant.name, reason)
+        target = self._targets.get(place)
+        if target is None:
+            target = self._target(assignment)
+            if target is not None:  # what clients force and nobody has would be kept for ever
+                self._targets[place] = target
+        if not counts or target is None or (tally := target.tally) is None:
+            return target, assignment
+        if reason is _WEIGHT:
+            tally.assigned += 1
+        else:
+            if reason is _HASH and facts.key is not None and self.tally.seen.add(facts.key):
+                tally.assigned += 1  # a cookie was counted when it was drawn
+            if len(self._chosen) >= MAX_CHOSEN:
+                self._chosen.clear()
+            self._chosen[facts] = target, assignment
+        exposed = facts.entity if facts.key is None else facts.key
+        if exposed is not None and variant is not self._default:
+            self.tally.exposed.add(exposed)
+        return target, assignment
+
+    def _target(self, assignment: Assignment) -> Target | None:
+        chosen, reason = assignment.variant, assignment.reason
+        if (found := self._find(chosen.version, chosen.pool)) is not None:
+            tallies = {Reason.FORCED: self.tally.forced, Reason.SEGMENT: self.tally.named}.get(reason, self.tally.drawn)
+            is_ours = chosen in self.split.variants
+            tally = tallies.setdefault(chosen.name, VariantTally()) if is_ours else None
+            salt = self.split.salt if is_ours else ""
+            return replace(found, variant=chosen.name, reason=reason.value, tally=tally, salt=salt)
+        for other in fallbacks(self.compiled, assignment):
+            if (found := self._find(other.version, other.pool)) is not None:
+                is_forced = reason is Reason.FORCED
+                return replace(found, variant=other.name, reason=reason.value if is_forced else FALLBACK)
+        return None
+
+    @property
+    def shadow(self) -> Target | None:
+        """Where copies go; None where the split has no shadow, or no replica holds it."""
+        wanted = self.split.shadow
+        if self._shadow is None and wanted is not None:
+            found = self._find(wanted.version, wanted.pool)
+            if found is not None:
+                self._shadow = replace(found, variant=SHADOW, reason=SHADOW, tally=self.tally.copies)
+        return self._shadow
+
+    def is_copied(self, target: Target, key: str | None) -> bool:
+        """Say whether the shadow gets a copy of a request with this key; only of those that the default answers."""
+        if self.compiled.shadow_sample == 0 or target.variant != self._default.name or target.reason not in OF_A_SPLIT:
+            return False
+        return shadow_sampled(self.compiled, key, draw=self._draw())
