@@ -46,7 +46,7 @@ class ArchiveConfig(Part):
         str | None, Field(description="a relative one lies under state_dir; default: archive/<family>")
     ] = None
     keep_days: Annotated[
-        int, Field(ge=1, description="days before the newest one; 20 servers of 3 metrics take 0.4 MB a day")
+        int, Field(ge=1, description="days before the newest one; 20 servers of 3 metrics take 0.5 MB a day")
     ] = 60
 
 

@@ -27,6 +27,7 @@ FED_STEPS = 120
 """Steps of the six servers in one `feed`: enough for a trigger, and for a training."""
 SETTLE_S = 60.0
 TRAINING_S = 240.0
+RETRY_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -72,14 +73,24 @@ class FleetServer:
         body: dict[str, Any] = answer.json()
         return body
 
-    def feed(self, *, seed: int) -> int:
-        """Send the last `FED_STEPS` steps of six servers and return how many records were new."""
+    def feed(self, *, seed: int, site: str = "") -> int:
+        """Send the last `FED_STEPS` steps of six servers of a site and return how many records were new."""
         answer = self.http.post(
-            "/observations", content=history(seed=seed), headers={"content-type": "application/x-ndjson"}
+            "/observations", content=history(seed=seed, site=site), headers={"content-type": "application/x-ndjson"}
         )
         assert answer.status_code == 200, answer.text
         records: dict[str, int] = answer.json()["records"]
         return sum(records.get(fate, 0) for fate in ("taken", "out_of_order", "replaced"))
+
+    def settle(self) -> None:
+        """Have something archived and trained on, and wait until no training runs or is about to."""
+        if not self.archive.exists():
+            self.feed(seed=0)
+        await_that(self._rests, timeout_s=TRAINING_S + RETRY_S)
+
+    def _rests(self) -> bool:
+        told = self.retraining
+        return bool(told) and bool(told["ended_at"]) and not told["running"] and told["new_records"] < AFTER_RECORDS
 
     def run(self, command: Sequence[str], **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a program from the directory that holds the state directory, with what the page sets."""
@@ -105,14 +116,14 @@ class FleetServer:
         return done
 
 
-def history(*, seed: int) -> str:
+def history(*, seed: int, site: str = "") -> str:
     """Return the last `FED_STEPS` steps of six servers as NDJSON, oldest first; each seed has its values and times."""
     fleet = small_fleet(seed=seed)
     first = int(time.time() // STEP_S) - FED_STEPS + 1
     names = [metric.name for metric in fleet.metrics]
     records = [
         {
-            "server": server,
+            "server": site + server,
             "timestamp": (first + i) * STEP_S + seed,
             **dict(zip(names, map(float, fleet.values[place, i]), strict=True)),
         }
