@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from serve_app.config_part import Part
+from serve_app.domain.temporal import KeptWindows
 from serve_app.domain.windows import Metric, WindowRules
 
 
@@ -107,6 +108,12 @@ class WindowsConfig(Part):
             directory = str(Path(state_dir, self.archive.directory or f"archive/{family}"))
             changes["archive"] = self.archive.model_copy(update={"directory": directory})
         return self.model_copy(update=changes)
+
+    @property
+    def kept(self) -> KeptWindows:
+        """What a model has to fit."""
+        names = tuple(metric.name for metric in self.metrics)
+        return KeptWindows(metrics=names, step_s=self.step_s, length=self.length, warm_up_steps=self.warm_up_steps)
 
     @property
     def rules(self) -> WindowRules:
