@@ -14,19 +14,33 @@ INSTALLED := $(VENV)/.installed
 TORCH     := $(shell grep '^torch==' constraints.txt)
 PIP       := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help up down test lint format bench bench-reload simulate venv chaos
+.PHONY: plain registered temporal help up down test lint format bench bench-reload bench-forecasts bench-registry bench-many-models simulate venv chaos
 
 help: ## Print this list
 	@echo "Targets:"
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 	@echo "Variables: CONFIG=$(CONFIG) PORT=$(PORT) MLFLOW_PORT=$(MLFLOW_PORT) STATE_DIR=$(STATE_DIR) PYTHON=$(PYTHON) VENV=$(VENV)"
 
-up: venv ## Train first models if there are none, start MLflow and the server, wait until it is ready
+ifeq ($(notdir $(CONFIG)),tft.yaml)
+MODELS := temporal
+else
+MODELS := plain registered
+endif
+
+plain: venv
 	@echo "==> first model ($(STATE_DIR)/models/forecaster)"
 	@$(BIN)/python -m training.train_forecaster --if-missing --out $(STATE_DIR)/models/forecaster
+
+registered: venv
 	@echo "==> model registry, with a first model (iris-random-forest)"
 	@$(BIN)/serve-app registry up --state-dir $(STATE_DIR) --port $(MLFLOW_PORT)
 	@$(BIN)/python -m training.train_iris --if-missing --tracking-uri "$$($(BIN)/serve-app registry uri --state-dir $(STATE_DIR))"
+
+temporal: venv
+	@echo "==> first model of a fleet ($(STATE_DIR)/models/tft)"
+	@$(BIN)/python -m training.train_tft --if-missing --out $(STATE_DIR)/models/tft
+
+up: venv $(MODELS) ## Train first models if there are none, start MLflow and the server, wait until it is ready
 	@echo "==> server"
 	@$(BIN)/serve-app up --config $(CONFIG) --state-dir $(STATE_DIR) --port $(PORT)
 
@@ -62,6 +76,18 @@ bench: venv ## Measure this server against its peers; writes docs/benchmarks.md
 bench-reload: venv ## Measure what clients notice of changes and kills; writes docs/reload.md
 	@echo "==> reload benchmark"
 	@$(BIN)/python -m tests.benchmarks.reload
+
+bench-forecasts: venv ## Measure a fleet's windows and forecasts; writes docs/forecasts.md
+	@echo "==> forecasts benchmark"
+	@$(BIN)/python -m tests.benchmarks.forecasts
+
+bench-registry: venv ## Measure a family that follows MLflow; writes the figures of docs/mlflow.md
+	@echo "==> registry benchmark"
+	@$(BIN)/python -m tests.benchmarks.registry
+
+bench-many-models: venv ## Measure one family that serves many registered models; writes docs/many-models.md
+	@echo "==> many models benchmark"
+	@$(BIN)/python -m tests.benchmarks.many_models
 
 simulate: venv ## Simulate rollouts, how often their verdicts err; writes docs/statistics.md
 	@echo "==> simulated rollouts (some minutes)"

@@ -23,6 +23,7 @@ from serve_app.domain.errors import ConfigError, nearest
 from serve_app.domain.following import ReloadMode
 from serve_app.domain.naming import Named, NamingRule, parse_named
 from serve_app.domain.rollout_plan import RolloutPlan
+from serve_app.domain.temporal import KeptWindows
 from serve_app.domain.validation import problems_of
 
 DEFAULT_ALIAS = "champion"
@@ -183,6 +184,11 @@ class FamilyConfig(_Part):
     load_timeout_s: Annotated[
         float, Field(gt=0, description="deadline of one load, in seconds; 120 is ample for 1 GB")
     ] = 120.0
+
+    @property
+    def kept_windows(self) -> KeptWindows | None:
+        """What models of a temporal family have to fit."""
+        return None if self.windows is None else self.windows.kept
 
     @model_validator(mode="after")
     def _pool_names_are_unique(self) -> "FamilyConfig":

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from serve_app.config_part import Part
+from serve_app.domain.temporal import KeptWindows
 from serve_app.domain.windows import Metric, WindowRules
 
 
@@ -46,7 +47,7 @@ class ArchiveConfig(Part):
         str | None, Field(description="a relative one lies under state_dir; default: archive/<family>")
     ] = None
     keep_days: Annotated[
-        int, Field(ge=1, description="days before the newest one; 20 servers of 3 metrics take 0.4 MB a day")
+        int, Field(ge=1, description="days before the newest one; 20 servers of 3 metrics take 0.5 MB a day")
     ] = 60
 
 
@@ -107,6 +108,12 @@ class WindowsConfig(Part):
             directory = str(Path(state_dir, self.archive.directory or f"archive/{family}"))
             changes["archive"] = self.archive.model_copy(update={"directory": directory})
         return self.model_copy(update=changes)
+
+    @property
+    def kept(self) -> KeptWindows:
+        """What a model has to fit."""
+        names = tuple(metric.name for metric in self.metrics)
+        return KeptWindows(metrics=names, step_s=self.step_s, length=self.length, warm_up_steps=self.warm_up_steps)
 
     @property
     def rules(self) -> WindowRules:

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def read_archive(directory: Path, *, step_s: int = STEP_S) -> Fleet:
             names, of_day, times_s, table = records_of(csv.reader(io.StringIO(whole.decode(), newline=""), strict=True))
         except (DatasetError, csv.Error, UnicodeDecodeError) as error:
             raise DatasetError(f"{path.name}: {error}") from error
-        servers += of_day
+        servers += map(sys.intern, of_day)  # one name, not one for each record
         times.append(times_s)
         tables.append(_columns(table, names, list(described)))
     if not servers:

@@ -236,6 +236,7 @@ def _job(version: str, settings: TrialSettings, limits: TrialLimits, niceness: i
         allowed_pickle_loaders=policy.allowed_pickle_loaders,
         source=settings.source,
         mlflow=settings.mlflow,
+        windows=policy.windows,
         timeout_s=limits.timeout_s,
         memory_bytes=limits.memory_bytes,
         niceness=niceness,

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 from serve_app.config import MlflowModelsConfig, SourceConfig
 from serve_app.domain.reload import VersionRef
+from serve_app.domain.temporal import KeptWindows
 
 READY_LINE = b"ready\n"
 """What a worker says first, once everything that a loader needs is imported."""
@@ -34,6 +35,7 @@ class TrialJob(_Message):
     allowed_pickle_loaders: tuple[str, ...]
     source: SourceConfig
     mlflow: MlflowModelsConfig
+    windows: KeptWindows | None = None
     timeout_s: float
     memory_bytes: int
     niceness: int

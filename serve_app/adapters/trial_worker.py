@@ -307,7 +307,9 @@ def _try_out(job: TrialJob, make_loaders: "MakeLoaders") -> TrialAnswer:
     from serve_app.adapters.sources import make_source
     from serve_app.usecases.load_model import LoadPolicy, load_model
 
-    policy = LoadPolicy(job.family, job.models_type, job.default_loader, job.allowed_pickle_loaders)
+    policy = LoadPolicy(
+        job.family, job.models_type, job.default_loader, job.allowed_pickle_loaders, windows=job.windows
+    )
     try:
         source = make_source(job.source, family=job.family, models_type=job.models_type)
         facts = load_model(

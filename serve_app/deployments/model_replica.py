@@ -80,7 +80,7 @@ class ModelReplica:
             self._source,
             policy=LoadPolicy(
                 family, settings.models_type, settings.loader, config.security.allow_pickle_loaders,
-                golden_slack=self._device.golden_slack,
+                golden_slack=self._device.golden_slack, windows=settings.kept_windows,
             ),
             loaders=make_loaders(config.security.mlflow, self._device),
             clock=SystemClock(),

@@ -257,6 +257,8 @@ def _trial_settings(config: AppConfig, name: str) -> TrialSettings:
     family = config.families[name]
     return TrialSettings(
         source=config.source(name),
-        policy=LoadPolicy(name, family.models_type, family.loader, config.security.allow_pickle_loaders),
+        policy=LoadPolicy(
+            name, family.models_type, family.loader, config.security.allow_pickle_loaders, windows=family.kept_windows
+        ),
         mlflow=config.security.mlflow,
     )

@@ -20,9 +20,9 @@ and Wilenski, 1940): of all events, which share is the canary's? The ratios r ar
 of mixtures: Robbins, 1970). For events that are not rare the bound 1 + z <= e^z takes the variance for larger than it
 is, by 1 / (1 - p): nothing for errors, a third for events of 25 %.
 
-Considered and left: the asymptotic sequence below is slower on rare errors and, where the canary is the smaller side,
-not safe; the plug-in e-variable of two samples (Turner, Ly and Grünwald, 2024) is as exact, but later, and learns by
-batches. `docs/statistics.md` has the figures.
+Considered and left, with figures in `docs/statistics.md`: the asymptotic sequence below is later on rare errors, and
+promises nothing at small counts; the plug-in e-variable of two samples (Turner, Ly and Grünwald, 2024) is as exact and
+as fast on small harms, but has to learn from a batch before it bets, so it is later on large ones.
 
 It assumes that requests are answered independently of each other once their windows and variants are given.
 

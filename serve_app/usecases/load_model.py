@@ -10,6 +10,7 @@ from serve_app.domain.errors import BundleError
 from serve_app.domain.manifest import check_manifest
 from serve_app.domain.model_slot import SlotState
 from serve_app.domain.status import LoadedVersion
+from serve_app.domain.temporal import KeptWindows
 from serve_app.usecases.check_golden import check_golden, golden_samples
 from serve_app.usecases.ports import Bundle, BundleSource, Clock, DeviceMemory, Loader, Predictor, TemporalPredictor
 
@@ -23,7 +24,8 @@ _WARM_UP_RUNS = 3
 class LoadPolicy:
     """What the operator asks of a bundle: family and `models_type`, the loader if it names none, pickle permission.
 
-    `golden_slack` is for a device that computes less exactly than golden samples expect, see `check_golden`.
+    `golden_slack` is for a device that computes less exactly than golden samples expect, see `check_golden`. `windows`
+    are those of a temporal family, which its models must fit.
     """
 
     family: str
@@ -31,6 +33,7 @@ class LoadPolicy:
     default_loader: str
     allowed_pickle_loaders: tuple[str, ...]
     golden_slack: float = 0.0
+    windows: KeptWindows | None = None
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
@@ -72,6 +75,8 @@ def load_model(
     if memory is not None:
         memory.begin()
     predictor = loader.load(bundle)
+    if problems := _misfits(predictor, policy.windows):
+        raise BundleError(bundle.location, problems)
     on_stage(SlotState.WARMING_UP)
     batch_s = _warm_up(predictor, bundle)
     device_bytes, device_peak_bytes = (0, 0) if memory is None else memory.used()
@@ -136,6 +141,15 @@ def wrong_digest(where: str, *, expected: str, found: str) -> BundleError:
     return BundleError(
         where, [f"expected a manifest with sha256 {expected}, found one with {found}; a version never changes"]
     )
+
+
+def _misfits(predictor: Predictor, windows: KeptWindows | None) -> list[str]:
+    """Return why a model does not fit the windows of its family; nothing for one without windows."""
+    if windows is None:
+        return []
+    if not isinstance(predictor, TemporalPredictor):
+        return ["expected a model of windows, as the family keeps them, found one of plain rows"]
+    return windows.problems_with(predictor.temporal)
 
 
 def _warm_up(predictor: Predictor, bundle: Bundle) -> float:

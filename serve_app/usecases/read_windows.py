@@ -5,29 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from serve_app.domain.errors import PredictionError
-from serve_app.domain.temporal import TemporalShape
+from serve_app.domain.temporal import KeptWindows, TemporalShape
 from serve_app.domain.windows import WindowRules
 from serve_app.usecases.keep_windows import WindowTable
 from serve_app.usecases.window_ports import FleetWindows
-
-
-def check_fit(shape: TemporalShape, rules: WindowRules, *, warm_up_steps: int | None = None) -> int:
-    """Return how many steps an entity needs to be predicted.
-
-    Raises:
-        PredictionError: The model takes metrics that are not kept, other steps, or more of them than are kept.
-    """
-    missing = [name for name in shape.metrics if name not in rules.names]
-    if missing:
-        raise PredictionError(
-            f"the model takes {', '.join(missing)}, which the windows do not keep ({', '.join(rules.names)})"
-        )
-    if shape.step_s != rules.step_s:
-        raise PredictionError(f"the model takes steps of {shape.step_s} s, the windows have steps of {rules.step_s} s")
-    needed = shape.max_encoder_length if warm_up_steps is None else min(warm_up_steps, shape.max_encoder_length)
-    if needed > rules.length:
-        raise PredictionError(f"the model takes {needed} steps, the windows keep {rules.length}")
-    return needed
 
 
 def read_windows(
@@ -43,7 +24,10 @@ def read_windows(
     Raises:
         PredictionError: The model does not fit the windows that are kept.
     """
-    needed = check_fit(shape, rules, warm_up_steps=warm_up_steps)
+    kept = KeptWindows(metrics=rules.names, step_s=rules.step_s, length=rules.length, warm_up_steps=warm_up_steps)
+    if problems := kept.problems_with(shape):
+        raise PredictionError("; ".join(problems))
+    needed = kept.needed_steps(shape)
     wanted = table.entities if entities is None else tuple(dict.fromkeys(entities))
     lacking = table.lacks(wanted, needed_steps=needed)
     ready = tuple(name for name in wanted if name not in lacking)

@@ -77,11 +77,11 @@ def main(
 def train(root: Path, version: str, *, seed: int) -> None:
     """Publish a version of the demo's size after one step of training."""
     options = f"--servers 20 --days 7 --epochs 1 --batches 1 --threads 1 --seed {seed} --model-version {version}"
-    subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-m", "training.train_tft", "--out", str(root), *options.split()],
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
+        check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def measure_table(directory: Path, *, entities: int) -> Kept:
@@ -104,11 +104,10 @@ def measure_table(directory: Path, *, entities: int) -> Kept:
     rate = entities * ENCODER / (time.perf_counter() - began_s)
     compact_s = _timed(lambda: journal.compact(table.image()))
     journal.close()
-    open_image_s = _timed(lambda: WindowJournal(directory, rules).open())
+    open_image_s = _open_s(directory, rules)
     replayed = 0
-    reopened = WindowJournal(directory, rules)
-    table = reopened.open()
-    journal = reopened
+    journal = WindowJournal(directory, rules)
+    table = journal.open()
     while journal.journal_bytes < 16 << 20:
         step = ENCODER + replayed // entities
         put([_record(name, step, metrics) for name in names[:JOURNAL_BATCH]])
@@ -117,8 +116,15 @@ def measure_table(directory: Path, *, entities: int) -> Kept:
     return Kept(
         entities=entities, steps=ENCODER, metrics=len(metrics), records=entities * ENCODER, records_per_s=rate,
         memory_mib=table.memory_bytes / 2**20, compact_s=compact_s, open_image_s=open_image_s,
-        replayed_records=replayed, open_replay_s=_timed(lambda: WindowJournal(directory, rules).open()),
+        replayed_records=replayed, open_replay_s=_open_s(directory, rules),
     )  # fmt: skip
+
+
+def _open_s(directory: Path, rules: WindowRules) -> float:
+    journal = WindowJournal(directory, rules)
+    seconds = _timed(journal.open)
+    journal.close()
+    return seconds
 
 
 def _record(name: str, step: int, metrics: tuple[str, ...]) -> Record:

@@ -12,8 +12,7 @@ import yaml
 from serve_app.cli.ports import choose_free
 from serve_app.cli.state_dir import StateDir
 from tests.builders import write_forecaster
-from tests.integration import fleet_server as fleet
-from tests.integration import registry
+from tests.integration import registry, trained_fleet
 from tests.integration.instance import REPOSITORY, Instance
 from tests.mlflow_server import MlflowServer
 from training import train_iris_forest
@@ -97,8 +96,8 @@ def iris_server(registry_server: registry.RegistryServer) -> registry.RegistrySe
     return registry_server
 
 
-@pytest.fixture(scope="session")
-def fleet_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[fleet.FleetServer]:
+@pytest.fixture(scope="session", name="trained_fleet")
+def _trained_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[trained_fleet.TrainedFleet]:
     """A server of a fleet with a small model, which trains itself anew."""
-    with fleet.running(tmp_path_factory.mktemp("fleet")) as running:
+    with trained_fleet.running(tmp_path_factory.mktemp("fleet")) as running:
         yield running

@@ -78,7 +78,10 @@ class FleetServer:
 
 @contextmanager
 def running(directory: Path, *, encoder: int = ENCODER, **changed: Any) -> Iterator[FleetServer]:
-    """Start a server of `configs/tft.yaml` with windows of `encoder` steps; `changed` are settings of its family."""
+    """Start a server of `configs/tft.yaml` with windows of `encoder` steps, that trains nothing by itself.
+
+    `changed` are settings of its family.
+    """
     state = StateDir.at(directory / "state")
     document = yaml.safe_load((REPOSITORY / "configs" / "tft.yaml").read_text())
     args = document["applications"][0]["args"]
@@ -86,7 +89,7 @@ def running(directory: Path, *, encoder: int = ENCODER, **changed: Any) -> Itera
     family = args["families"]["tft"]
     family["windows"]["length"] = encoder
     family["pools"] = [{"num_cpus": 0.1}]
-    family |= changed
+    family |= {"retrain": None} | changed
     config = directory / "config.yaml"
     config.write_text(yaml.safe_dump(document))
     (port,) = choose_free(1)

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.contracts.redis_server import NoRedisError, RedisServer, redis_server
 from tests.integration import fleet
 from tests.integration.fleet import Dashboard, Feeder, FleetServer
 from tests.integration.instance import await_that
@@ -60,6 +62,16 @@ def test_windows_of_a_request_are_forecast_as_those_that_are_kept(server: FleetS
 
 def test_what_the_server_keeps_is_what_was_sent(server: FleetServer, fed: Feeder) -> None:
     assert server.windows(SERVERS[:5]) == fed.windows(SERVERS[:5])
+
+
+def test_an_explanation_is_that_of_the_version_that_forecasts(server: FleetServer, fed: Feeder) -> None:
+    for version in (*versions(server), versions(server)[0]):
+        assert server.reload(version)["success"] is True
+        told = server.http.post("/explain/tft", json={"servers": ["srv-03"]})
+        assert told.headers["x-model-version"] == server.current().headers["x-model-version"] == version
+        (explained,) = told.json()["explanations"]
+        assert explained["server"] == "srv-03"
+        assert sum(explained["static"].values()) == pytest.approx(1, abs=1e-3)
 
 
 def test_the_fleet_is_told_by_the_admin_route_and_by_health(server: FleetServer, fed: Feeder) -> None:
@@ -143,3 +155,39 @@ def test_a_restart_of_everything_finds_the_windows(server: FleetServer, fed: Fee
     assert started.returncode == 0, started.stdout + started.stderr
     assert server.windows(SERVERS) == fed.windows(SERVERS)
     assert server.current().json()["metadata"]["servers"]["ready"] == len(SERVERS)
+
+
+@pytest.mark.chaos
+def test_windows_in_redis_survive_the_store_redis_and_the_state_directory(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    try:
+        with redis_server() as redis:
+            assert_windows_survive_in(redis, tmp_path_factory.mktemp("redis"))
+    except NoRedisError as error:
+        pytest.skip(str(error))
+
+
+def assert_windows_survive_in(redis: RedisServer, directory: Path) -> None:
+    write_tft_bundle(directory / "state" / "models" / "tft", "tft_model_20260101_000000")
+    metrics = [{"name": name} for name in fleet.METRICS]
+    windows = {"metrics": metrics, "length": fleet.ENCODER, "store": {"kind": "redis", "url": redis.url}}
+    with fleet.running(directory, windows=windows) as server:
+        feeder = Feeder(server.instance.address, SERVERS)
+        feeder.warm_up()
+        with feeder.feeding():
+            feeder.await_steps(10)
+            store = server.process("tft-windows")
+            store.kill()
+            server.await_another("tft-windows", store)
+            feeder.await_steps(10)
+            redis.kill()
+            redis.start()
+            feeder.await_steps(10)
+        assert feeder.longest_outage_s <= BACK_S
+        assert server.windows(SERVERS) == feeder.windows(SERVERS)
+        server.instance.run("down")
+        assert not (server.instance.state.path / "windows").exists()
+        started = server.instance.up()
+        assert started.returncode == 0, started.stdout + started.stderr
+        assert server.windows(SERVERS) == feeder.windows(SERVERS)

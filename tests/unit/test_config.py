@@ -270,3 +270,32 @@ def test_configuration_with_a_plan_is_local_yaml_otherwise(name: str) -> None:
     local, planned = (yaml.safe_load((REPOSITORY / "configs" / f"{stem}.yaml").read_text()) for stem in ("local", name))
     plan = planned["applications"][0]["args"]["families"]["forecaster"].pop("rollout")
     assert (planned, plan["strategy"]) == (local, name)
+
+
+WINDOWS = {"metrics": [{"name": "cpu"}]}
+
+
+def retrained(windows: Any, **retrain: Any) -> dict[str, Any]:
+    made = document()
+    made["families"]["forecaster"] |= {"retrain": {"after_records": 10} | retrain}
+    if windows is not None:
+        made["families"]["forecaster"]["windows"] = windows
+    return made
+
+
+def test_directories_of_windows_lie_under_the_state_directory() -> None:
+    config = AppConfig.parse(retrained(WINDOWS | {"archive": {}}) | {"state_dir": "/srv/state"})
+    windows = config.windows("forecaster")
+    assert windows is not None
+    assert windows.archive is not None
+    assert windows.archive.directory == "/srv/state/archive/forecaster"
+    assert windows.store.model_dump()["directory"] == "/srv/state/windows/forecaster"
+    elsewhere = config.families["forecaster"].windows
+    assert elsewhere is not None
+    assert elsewhere.under("/srv", "other").model_dump()["archive"]["directory"] == "/srv/archive/other"
+
+
+def test_a_family_without_records_to_train_on_cannot_be_retrained() -> None:
+    assert "expected windows, whose records are counted" in problems(retrained(None))[0]
+    assert "expected windows.archive and a source in a directory, or a command" in problems(retrained(WINDOWS))[0]
+    assert AppConfig.parse(retrained(WINDOWS, command=["train"])).families["forecaster"].retrain is not None

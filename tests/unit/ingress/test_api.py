@@ -5,6 +5,7 @@ import pytest
 import structlog
 
 from serve_app.domain.reload import Route, RoutingTable
+from serve_app.domain.retraining import RetrainOutcome, RetrainStatus
 from serve_app.domain.source_status import SourceStatus
 from tests.reports import report
 from tests.unit.ingress.serving import FAMILY, Server
@@ -113,6 +114,23 @@ async def test_health_tells_how_the_registry_is() -> None:
     assert (told["status"], told["last_error"], told["next_try_at"]) == (
         "error", "connection refused", "2026-01-30T09:00:05Z",
     )  # fmt: skip
+
+
+async def test_health_tells_how_trainings_stand_also_after_a_commit() -> None:
+    server = Server()
+    assert "retraining" not in (await get(server, "/health")).json()["families"][FAMILY]
+    status = RetrainStatus(
+        records=12, after_records=50, began_at_s=1_769_763_600.0, outcome=RetrainOutcome.FAILED, error="no data"
+    )
+    route = Route(version="v1", digest="0" * 64)
+    server.router.follow(
+        RoutingTable(generation=2, routes={FAMILY: route}, sources={FAMILY: REGISTRY}, retraining={FAMILY: status})
+    )
+    server.route("v1", generation=3)  # as a commit pushes it
+    assert (await get(server, "/health")).json()["families"][FAMILY]["retraining"] == {
+        "new_records": 12, "after_records": 50, "running": None, "began_at": "2026-01-30T09:00:00Z", "ended_at": None,
+        "outcome": "failed", "last_error": "no data", "not_before": None,
+    }  # fmt: skip
 
 
 async def test_current_model_has_the_registry_s_name_and_stage_as_long_as_it_is_its_choice() -> None:

@@ -13,7 +13,7 @@ from serve_app.domain.errors import BundleError, GoldenMismatchError, SourceErro
 from serve_app.domain.manifest import Golden
 from serve_app.domain.model_slot import SlotState
 from serve_app.domain.signature import Column, Signature
-from serve_app.domain.temporal import TemporalShape
+from serve_app.domain.temporal import KeptWindows, TemporalShape
 from serve_app.usecases.load_model import INLINE_LIMIT_S, LoadedModel, LoadPolicy, load_model
 from serve_app.usecases.ports import Bundle, BundleSource, Loader
 from tests import builders
@@ -23,6 +23,7 @@ from tests.fakes.loader import FakeLoader, FakePredictor
 from tests.fakes.predict_client import row_sums
 
 SIGNATURE = builders.signature(["a", "b"], ["y"])
+FITTING = KeptWindows(metrics=("cpu", "ram"), step_s=60, length=2)
 
 
 class OnePredictor(FakeLoader):
@@ -51,12 +52,13 @@ def load(
     *,
     loader: Loader | None = None,
     allowed: tuple[str, ...] = (),
+    windows: KeptWindows | None = None,
     **options: Any,
 ) -> LoadedModel:
     return load_model(
         FakeBundleSource(source) if isinstance(source, Bundle) else source,
         version,
-        policy=LoadPolicy("forecaster", "regression", "fake", allowed),
+        policy=LoadPolicy("forecaster", "regression", "fake", allowed, windows=windows),
         loaders={"fake": loader or FakeLoader(), "pickling": FakeLoader(uses_pickle=True)},
         clock=FakeClock(),
         **options,
@@ -226,3 +228,25 @@ def test_model_of_windows_is_warmed_up_with_whole_rows_and_tells_its_shape() -> 
 
 def test_other_models_have_no_temporal_shape() -> None:
     assert load(plain_bundle()).facts.temporal is None
+
+
+@pytest.mark.parametrize(
+    ("kept", "problem"),
+    [
+        (KeptWindows(metrics=("ram",), step_s=60, length=9), "takes cpu, which the windows do not keep (ram)"),
+        (KeptWindows(metrics=("cpu",), step_s=300, length=9), "takes steps of 60 s, the windows have steps of 300 s"),
+        (KeptWindows(metrics=("cpu",), step_s=60, length=1), "the model takes 2 steps, the windows keep 1"),
+    ],
+)
+def test_model_that_does_not_fit_the_windows_of_its_family_is_refused(kept: KeptWindows, problem: str) -> None:
+    signature = Signature(
+        inputs=(Column(name="server_key", dtype="int64"), Column(name="window", shape=(2, 1))),
+        outputs=(Column(name="forecast", shape=(3, 1, 1)),),
+    )
+    model = TemporalFake(signature, answer=lambda rows: np.zeros((len(rows), 3)))
+    assert problem in refusal(plain_bundle(), loader=OnePredictor(model), windows=kept)
+    assert load(plain_bundle(), loader=OnePredictor(model), windows=FITTING).facts.temporal is not None
+
+
+def test_model_of_rows_is_none_for_a_family_that_keeps_windows() -> None:
+    assert "expected a model of windows" in refusal(plain_bundle(), windows=FITTING)

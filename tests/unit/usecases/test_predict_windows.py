@@ -70,7 +70,7 @@ async def test_all_that_warmed_up_is_forecast_in_one_pass(fleet: Fleet) -> None:
     assert told.values.shape == (2, 2, 2, 3)
     assert (told.values == END_STEP % 100).all()
     assert told.lacking == {"young": "1 of 3 steps"}
-    assert told.trained == {"a"}
+    assert told.trained == frozenset({"a"})
     assert told.end_times_s.tolist() == [END_STEP * 300] * 2
     assert told.generated_at_s == fleet.clock.now_s()
 
