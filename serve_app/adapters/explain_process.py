@@ -129,6 +129,8 @@ def _started() -> subprocess.Popen[bytes]:
         raise UnavailableError(f"the process that explains could not be started: {error}") from error
     assert process.stdin is not None
     os.set_blocking(process.stdin.fileno(), False)
+    # It ends by itself when nobody asks; somebody has to hear of that, or it stays as a zombie until the next question.
+    threading.Thread(target=process.wait, name="explain-end", daemon=True).start()
     return process
 
 

@@ -24,15 +24,16 @@ def settings(root: Path, *, allowed: tuple[str, ...] = ("sklearn_targets",)) -> 
 def children() -> list[psutil.Process]:
     """Return all descendants of this process, zombies included, but for the helpers of other tests.
 
-    A test that trained a model before leaves joblib's and Python's; they live as long as this process, as does the
-    MLflow server that tests share.
+    A test that trained a model before leaves joblib's and Python's; they live as long as this process, as do the
+    MLflow server and the process for explanations that tests share.
     """
     return [process for process in psutil.Process().children(recursive=True) if not _is_helper(process)]
 
 
 def _is_helper(process: psutil.Process) -> bool:
+    words = ("resource_tracker", "loky", "forkserver", "mlflow", "explain_worker")
     try:
-        return any(word in " ".join(process.cmdline()) for word in ("resource_tracker", "loky", "forkserver", "mlflow"))
+        return any(word in " ".join(process.cmdline()) for word in words)
     except psutil.Error:
         return False
 
