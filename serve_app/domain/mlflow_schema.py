@@ -155,8 +155,9 @@ def _with_pandas_nulls(rows: list[list[Any]], columns: Sequence[Column], places:
     """Make nulls in columns of bool what pandas makes of them: NaN, which is true, unless it keeps the column as is."""
     copies = [list(row) for row in rows]
     for place, column in zip(places, columns, strict=True):
-        kinds = {bool if isinstance(row[place], bool) else type(row[place]) for row in rows if row[place] is not None}
-        if column.dtype == "bool" and kinds and (kinds <= {int, float} or kinds == {str}):
+        given = [row[place] for row in rows if row[place] is not None]
+        kinds = {bool if isinstance(value, bool) else type(value) for value in given if value == value}  # NaN is none
+        if column.dtype == "bool" and given and (kinds <= {int, float} or kinds == {str}):
             for row in copies:
                 row[place] = math.nan if row[place] is None else row[place]
     return copies
