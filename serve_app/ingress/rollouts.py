@@ -99,10 +99,6 @@ def _add_readers(api: APIRouter, router: RequestRouter, admin: Admin) -> None:
     async def rollout(family: FamilyPath) -> Response:
         return _told(await _report(router, admin, family))
 
-    @api.api_route(
-        ROLLOUTS + "/{family}/verdict", methods=["GET", "POST"], summary="The verdict, for other controllers",
-        response_model=RolloutVerdict, responses={401: {}, 403: {}, 404: {}, 409: {}, 503: {}}, dependencies=[reader],
-    )  # fmt: skip
     async def verdict(
         family: FamilyPath,
         form: Annotated[VerdictForm, Query(description="who asks: decides the status")] = VerdictForm.VALUE,
@@ -114,6 +110,13 @@ def _add_readers(api: APIRouter, router: RequestRouter, admin: Admin) -> None:
             VerdictForm.ROLLBACK: found.is_fail,
         }[form]
         return answer(found.model_dump(mode="json"), status=200 if is_yes else NOT_YET)
+
+    for method in ("GET", "POST"):  # one by one: an operation of the documentation has one method
+        api.add_api_route(
+            ROLLOUTS + "/{family}/verdict", verdict, methods=[method], summary="The verdict, for other controllers",
+            operation_id=f"verdict_{method.lower()}", response_model=RolloutVerdict, dependencies=[reader],
+            responses={401: {}, 403: {}, 404: {}, 409: {}, 503: {}},
+        )  # fmt: skip
 
 
 def _add_commands(api: APIRouter, router: RequestRouter, admin: Admin) -> None:

