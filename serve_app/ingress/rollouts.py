@@ -120,7 +120,7 @@ def _add_readers(api: APIRouter, router: RequestRouter, admin: Admin) -> None:
 
 
 def _add_commands(api: APIRouter, router: RequestRouter, admin: Admin) -> None:
-    operator = admin.guard.caller_with(Scope.RELOAD)
+    operator = admin.guard.caller_with(Scope.ROLLOUT)
 
     @api.post(
         ROLLOUTS, summary="Start a rollout", response_model=RolloutReport, status_code=202,

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import httpx
 import pytest
 
 from serve_app.domain.analysis import Analysis, MetricAnalysis
@@ -10,10 +11,18 @@ from serve_app.domain.rollout_plan import RolloutPlan
 from serve_app.domain.rollout_record import RolloutReport
 from serve_app.domain.rollout_state import CoolingDownError, Phase
 from serve_app.domain.verdict import Verdict
-from tests.unit.ingress.administered import READ, Administered
+from tests.unit.ingress import administered
+from tests.unit.ingress.administered import READ, RELOAD, ROLLOUT, Headers
 
 PLAN = {"strategy": "canary", "steps": [{"weight": 5, "hold_s": 10}, {"weight": 50, "hold_s": 10}]}
-READER = {"Authorization": f"Bearer {READ}"}
+READER, RELOADER, OPERATOR = ({"Authorization": f"Bearer {token}"} for token in (READ, RELOAD, ROLLOUT))
+
+
+class Administered(administered.Administered):
+    """A gateway that is asked with the token of an operator unless the headers say otherwise."""
+
+    async def call(self, method: str, path: str, *, headers: Headers = OPERATOR, **more: Any) -> httpx.Response:
+        return await super().call(method, path, headers=headers, **more)
 
 
 async def started(**wish: Any) -> Administered:
@@ -37,7 +46,7 @@ async def test_start_answers_202_and_where_to_look() -> None:
     assert (answer.status_code, answer.headers["location"]) == (202, "/admin/rollouts/forecaster")
     report = RolloutReport.model_validate_json((await served.get(answer.headers["location"])).content)
     assert report.model_dump(mode="json") == answer.json()
-    assert (report.state.actor, report.state.reason, report.state.candidate.version) == ("ci", "try it", "v2")
+    assert (report.state.actor, report.state.reason, report.state.candidate.version) == ("ops", "try it", "v2")
     assert (report.state.phase, report.weight) == (Phase.STEP, 5.0)
     assert report.split is not None
     assert [variant.weight for variant in report.split.variants] == [9_500, 500]
@@ -88,7 +97,7 @@ async def test_commands_move_the_rollout(commands: list[str], phase: str) -> Non
         answer = await served.post(f"/admin/rollouts/forecaster/{command}?reason=because")
         assert answer.status_code == 200, answer.text
     state = answer.json()["state"]
-    assert (state["phase"], state["history"][-1]["actor"], state["history"][-1]["reason"]) == (phase, "ci", "because")
+    assert (state["phase"], state["history"][-1]["actor"], state["history"][-1]["reason"]) == (phase, "ops", "because")
 
 
 async def test_command_that_does_not_fit_is_409_and_says_what_was_expected() -> None:
@@ -125,6 +134,7 @@ async def test_readers_may_look_and_not_command() -> None:
         assert (await served.get("/admin/rollouts" + path, headers=READER)).status_code == 200
         assert (await served.get("/admin/rollouts" + path, headers={})).status_code == 401
     for path in ("", "/forecaster/abort"):
+        assert (await served.post("/admin/rollouts" + path, headers=RELOADER, json={})).status_code == 403
         assert (await served.post("/admin/rollouts" + path, headers=READER, json={})).status_code == 403
         assert (await served.post("/admin/rollouts" + path, headers={}, json={})).status_code == 401
 
