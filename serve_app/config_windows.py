@@ -76,7 +76,7 @@ class WindowsConfig(Part):
         int,
         Field(
             ge=1 << 16,
-            description="size of the journal at which all windows become one image; a restart reads 16 MiB in some seconds",
+            description="size of the journal at which all windows become one image; a restart reads 16 MiB in seconds",
         ),
     ] = 16 << 20
     max_body_bytes: Annotated[int, Field(gt=0, description="bytes of one POST /observations")] = 32 << 20
