@@ -14,7 +14,8 @@ from serve_app.domain.rollout_record import RolloutReport, report_of
 from serve_app.domain.statistics import Interval
 from serve_app.domain.verdict import Verdict
 from tests.unit.cli.test_control import Operator
-from tests.unit.cli.test_control import operator as operator  # a fixture
+from tests.unit.cli.test_control import operator as caller  # noqa: F401  # a fixture
+from tests.unit.ingress.administered import ROLLOUT
 from tests.unit.ingress.serving import FAMILY
 
 PLAN = """
@@ -23,6 +24,13 @@ steps:
   - {weight: 5, hold_s: 60}
   - {weight: 50, hold_s: 60}
 """
+
+
+@pytest.fixture
+def operator(caller: Operator) -> Operator:  # noqa: F811  # the fixture that was imported
+    """Return one whose token may change rollouts."""
+    caller.token_file.write_text(f"ops rollout {ROLLOUT}\n")
+    return caller
 
 
 @pytest.fixture
@@ -77,7 +85,7 @@ def test_command_says_how_the_rollout_stands_then(started: Operator, command: st
     result = started.run("rollout", command, "--reason", "because")
     assert (result.exit_code, said in result.output) == (0, True), result.output
     moves = started.served.plane.rolled[FAMILY].state.history
-    assert (moves[-1].actor, moves[-1].reason) == ("ci", "because")
+    assert (moves[-1].actor, moves[-1].reason) == ("ops", "because")
 
 
 def test_pause_and_resume_by_the_name_of_the_family(started: Operator) -> None:
