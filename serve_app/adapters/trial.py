@@ -14,7 +14,8 @@ import structlog
 from serve_app.adapters import trial_worker
 from serve_app.adapters.child_environment import child_environment
 from serve_app.adapters.trial_messages import READY_LINE, TrialAnswer, TrialJob, Verdict
-from serve_app.config import MlflowModelsConfig, SourceConfig
+from serve_app.config import MlflowModelsConfig
+from serve_app.config_sources import SourceConfig
 from serve_app.domain.errors import SourceError, TrialError, UnknownFamilyError
 from serve_app.domain.reload import VersionRef
 from serve_app.usecases.load_model import LoadPolicy

@@ -4,7 +4,8 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict
 
-from serve_app.config import MlflowModelsConfig, SourceConfig
+from serve_app.config import MlflowModelsConfig
+from serve_app.config_sources import SourceConfig
 from serve_app.domain.reload import VersionRef
 from serve_app.domain.temporal import KeptWindows
 

@@ -6,7 +6,8 @@ from typing import Any
 import yaml
 
 from serve_app.cli.ports import LOOPBACK
-from serve_app.config import AppConfig, DirectoryConfig
+from serve_app.config import AppConfig
+from serve_app.config_sources import DirectoryConfig
 from serve_app.domain.errors import ConfigError
 
 OUR_APPLICATIONS = "serve_app."

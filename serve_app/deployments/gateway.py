@@ -14,7 +14,9 @@ from serve_app.adapters.last_known import LastKnown
 from serve_app.adapters.log_setup import set_up_logging
 from serve_app.adapters.prometheus_metrics import GatewayMetrics, MetricSnapshot, exposition, snapshot
 from serve_app.adapters.token_file import TokenFile
-from serve_app.config import AppConfig, FamilyConfig, RegistryConfig
+from serve_app.config import AppConfig, FamilyConfig
+from serve_app.config_limits import LimitsConfig
+from serve_app.config_sources import RegistryConfig
 from serve_app.deployments import front_door
 from serve_app.deployments.explain_client import HandleExplainClient
 from serve_app.deployments.handles import HandleControlPlane, ask_all
@@ -71,14 +73,7 @@ class Gateway:
             meter=self._metrics,
             clock=clock,
         )
-        self._clients = {
-            (family, pool): PoolClient(
-                handle, family=family, max_inflight=limits.max_inflight_calls, timeout_s=limits.request_timeout_s,
-                max_batch_bytes=limits.max_batch_bytes,
-            )
-            for family, handles in pools.items()
-            for pool, handle in handles.items()
-        }  # fmt: skip
+        self._clients = _clients(pools, limits)
         self._router = RequestRouter(
             tuple(config.families), default_family=config.default_family_name, clients=self._clients,
             limits=BatchLimits(
@@ -86,14 +81,12 @@ class Gateway:
             ),
             on_batch=self._metrics.observe_batch,
         )  # fmt: skip
+        self._stores = stores
+        trained = HandleTrainedEntities(pools)
         self._forecasters = {
-            family: WindowForecaster(
-                family, self._router, HandleWindows(handle, settings.rules), trained=HandleTrainedEntities(pools),
-                clock=clock,
-            )
-            for family, handle in stores.items()
-            if (settings := config.windows(family)) is not None
-        }  # fmt: skip
+            family: WindowForecaster(family, self._router, store, trained=trained, clock=clock)
+            for family, store in _windows(config, stores).items()
+        }
         self._temporal = _temporal(config, self._forecasters, meter=self._metrics, clock=clock)
         self._admin = Admin.of(
             config, plane=self._control, tokens=TokenFile(config.token_file, clock=clock, fixed=config.fixed_tokens),
@@ -110,15 +103,8 @@ class Gateway:
             elsewhere=self._temporal.paths if self._temporal is not None else frozenset(),
             mirror=Mirror(MirrorLimits()), memory=self._labels.memory if self._labels is not None else None,
         )  # fmt: skip
-        self._stores = stores
-        explainers = {
-            key: HandleExplainClient(client.handle, timeout_s=limits.request_timeout_s)
-            for key, client in self._clients.items()
-        }
         self._explanations = Explanations(
-            self._router, names,
-            ExplainPrediction(explainers, ExplainLimits(limits.max_explained_rows, limits.max_explanations)),
-            max_body_bytes=limits.max_body_bytes,
+            self._router, names, _explainer(self._clients, limits), max_body_bytes=limits.max_body_bytes,
             stores={family: forecaster.store for family, forecaster in self._forecasters.items()},
         )  # fmt: skip
         self._required = frozenset(name for name, family in config.families.items() if family.required)
@@ -221,6 +207,35 @@ class Gateway:
         """Fail when the task that follows the replicas has ended, which nothing but a defect can cause."""
         if self._following.done():
             raise RuntimeError(f"the following task of the gateway ended: {self._following}")
+
+
+def _clients(pools: PoolHandles, limits: LimitsConfig) -> dict[tuple[str, str], PoolClient]:
+    """Make what reaches the replicas of each pool, by family and pool."""
+    return {
+        (family, pool): PoolClient(
+            handle, family=family, max_inflight=limits.max_inflight_calls, timeout_s=limits.request_timeout_s,
+            max_batch_bytes=limits.max_batch_bytes,
+        )
+        for family, handles in pools.items()
+        for pool, handle in handles.items()
+    }  # fmt: skip
+
+
+def _windows(config: AppConfig, stores: Mapping[str, DeploymentHandle[Any]]) -> dict[str, HandleWindows]:
+    """Make what reaches the windows of each temporal family."""
+    return {
+        family: HandleWindows(handle, settings.rules)
+        for family, handle in stores.items()
+        if (settings := config.windows(family)) is not None
+    }
+
+
+def _explainer(clients: Mapping[tuple[str, str], PoolClient], limits: LimitsConfig) -> ExplainPrediction:
+    """Make what asks the replicas of each pool for explanations."""
+    explainers = {
+        key: HandleExplainClient(client.handle, timeout_s=limits.request_timeout_s) for key, client in clients.items()
+    }
+    return ExplainPrediction(explainers, ExplainLimits(limits.max_explained_rows, limits.max_explanations))
 
 
 def _temporal(

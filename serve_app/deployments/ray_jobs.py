@@ -12,8 +12,9 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from ray.serve.context import _get_global_client
 
 import serve_app
-from serve_app.config import AppConfig, DirectoryConfig
+from serve_app.config import AppConfig
 from serve_app.config_retrain import RetrainConfig
+from serve_app.config_sources import DirectoryConfig
 from serve_app.domain.errors import UnavailableError
 from serve_app.usecases.retrain_model import JobReport, JobState
 

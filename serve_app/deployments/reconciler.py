@@ -18,8 +18,9 @@ from serve_app.adapters.rollout_metrics import RolloutMetrics
 from serve_app.adapters.sources import make_source
 from serve_app.adapters.state_store import SqlStateStore
 from serve_app.adapters.trial import SubprocessTrial, TrialSettings
-from serve_app.config import AppConfig, RegistryConfig
+from serve_app.config import AppConfig
 from serve_app.config_rollout import check_rollout
+from serve_app.config_sources import RegistryConfig
 from serve_app.deployments.handles import HandleFleet, HandleGateways
 from serve_app.deployments.ray_jobs import RayJobs
 from serve_app.deployments.window_handles import HandleWindows

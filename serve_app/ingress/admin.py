@@ -13,7 +13,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
-from serve_app.config import AppConfig, DirectoryConfig, SourceConfig
+from serve_app.config import AppConfig
+from serve_app.config_sources import DirectoryConfig, SourceConfig
 from serve_app.domain.access import FailureTable
 from serve_app.domain.errors import InvalidInputError, ServeAppError, UnknownFamilyError
 from serve_app.domain.reload import Operation, Outcome

@@ -18,11 +18,12 @@ from typing import Any, Final
 import orjson
 from fastapi import APIRouter, Request, Response
 
-from serve_app.domain.errors import InvalidInputError, NotJsonError, nearest
+from serve_app.domain.errors import InvalidInputError, nearest
 from serve_app.domain.labels import Fate, GivenLabel, Label, parse_prediction_id
 from serve_app.domain.signature import json_kind, shortened
 from serve_app.ingress.admin import admin_route
-from serve_app.ingress.observation_bodies import NDJSON_TYPES, read_time
+from serve_app.ingress.listed_bodies import read_items
+from serve_app.ingress.observation_bodies import read_time
 from serve_app.ingress.request_body import read_body
 from serve_app.usecases.join_labels import Joined, JoinLabels, Problem
 
@@ -57,12 +58,7 @@ def read_labels(body: bytes, content_type: bytes, *, max_labels: int) -> ReadLab
         NotJsonError: The body, or a line of it, is no JSON document.
         InvalidInputError: It is no list of labels, or has none or too many.
     """
-    kind = content_type.partition(b";")[0].strip().lower()
-    items = _lines(body) if kind in NDJSON_TYPES else _items(_parsed(body, "a body"))
-    if not items:
-        raise InvalidInputError("expected at least one label, got none")
-    if len(items) > max_labels:
-        raise InvalidInputError(f"expected at most {max_labels} labels in a request, got {len(items)}")
+    items = read_items(body, content_type, noun="label", most=max_labels)
     labels: list[tuple[int, GivenLabel]] = []
     problems: list[Problem] = []
     for place, item in enumerate(items):
@@ -74,30 +70,6 @@ def read_labels(body: bytes, content_type: bytes, *, max_labels: int) -> ReadLab
     if n_rows > max_labels:
         raise InvalidInputError(f"expected labels of at most {max_labels} rows in a request, got {n_rows}")
     return ReadLabels(labels, problems)
-
-
-def _lines(body: bytes) -> list[Any]:
-    return [_parsed(line, f"line {i}") for i, line in enumerate(body.splitlines()) if line.strip()]
-
-
-def _parsed(text: bytes, what: str) -> Any:
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise NotJsonError(f"{what}: expected JSON, got {len(text)} bytes that are none: {error}") from None
-
-
-def _items(document: Any) -> list[Any]:
-    if isinstance(document, dict) and "labels" in document:
-        if len(document) > 1:
-            other = next(key for key in document if key != "labels")
-            raise InvalidInputError(f"expected 'labels' alone, got {shortened(other)} beside it")
-        document = document["labels"]
-    elif isinstance(document, dict):
-        return [document]
-    if not isinstance(document, list):
-        raise InvalidInputError(f"expected a label or a list of labels, got {json_kind(document)}")
-    return document
 
 
 def _label(item: Any) -> GivenLabel:

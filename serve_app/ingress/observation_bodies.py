@@ -9,13 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
-import orjson
-
-from serve_app.domain.errors import InvalidInputError, NotJsonError
+from serve_app.domain.errors import InvalidInputError
 from serve_app.domain.signature import json_kind, shortened
 from serve_app.domain.windows import Record
+from serve_app.ingress.listed_bodies import read_items
 
-NDJSON_TYPES: Final = (b"application/x-ndjson", b"application/ndjson", b"application/jsonl")
 ENTITY_KEYS: Final = ("server", "server_name", "entity")
 TIME_KEYS: Final = ("timestamp", "time", "at")
 VALUES_KEYS: Final = ("metrics", "values")
@@ -30,38 +28,9 @@ def read_records(body: bytes, content_type: bytes, metrics: Sequence[str], *, ma
         NotJsonError: The body, or a line of it, is no JSON document.
         InvalidInputError: A record does not have the form, or there are too many.
     """
-    kind = content_type.partition(b";")[0].strip().lower()
-    items = _lines(body) if kind in NDJSON_TYPES else _items(_parsed(body, "a body"))
-    if not items:
-        raise InvalidInputError("expected at least one record, got none")
-    if len(items) > max_records:
-        raise InvalidInputError(f"expected at most {max_records} records in a request, got {len(items)}")
+    items = read_items(body, content_type, noun="record", most=max_records)
     known = frozenset(metrics)
     return [_record(item, f"record {i}", known) for i, item in enumerate(items)]
-
-
-def _lines(body: bytes) -> list[Any]:
-    return [_parsed(line, f"line {i}") for i, line in enumerate(body.splitlines()) if line.strip()]
-
-
-def _parsed(text: bytes, what: str) -> Any:
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise NotJsonError(f"{what}: expected JSON, got {len(text)} bytes that are none: {error}") from None
-
-
-def _items(document: Any) -> list[Any]:
-    if isinstance(document, dict) and "records" in document:
-        if len(document) > 1:
-            other = next(key for key in document if key != "records")
-            raise InvalidInputError(f"expected 'records' alone, got {shortened(other)} beside it")
-        document = document["records"]
-    elif isinstance(document, dict):
-        return [document]
-    if not isinstance(document, list):
-        raise InvalidInputError(f"expected a record or a list of records, got {json_kind(document)}")
-    return document
 
 
 def _record(item: Any, where: str, known: frozenset[str]) -> Record:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from serve_app.adapters.trial import SubprocessTrial, TrialSettings
-from serve_app.config import DirectoryConfig
+from serve_app.config_sources import DirectoryConfig
 from serve_app.domain.errors import SourceError, TrialError, UnknownFamilyError
 from serve_app.domain.reload import VersionRef
 from serve_app.usecases.load_model import LoadPolicy

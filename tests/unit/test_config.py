@@ -6,7 +6,8 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from serve_app.config import AppConfig, DirectoryConfig, RegistryConfig, ReplicaUserConfig
+from serve_app.config import AppConfig, ReplicaUserConfig
+from serve_app.config_sources import DirectoryConfig, RegistryConfig
 from serve_app.domain.errors import ConfigError
 from serve_app.domain.naming import Named, NamingRule
 

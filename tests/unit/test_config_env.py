@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from serve_app.config import ADMIN_TOKEN_NAME, RELOAD_TOKEN_NAME, AppConfig, DirectoryConfig, RegistryConfig
+from serve_app.config import ADMIN_TOKEN_NAME, RELOAD_TOKEN_NAME, AppConfig
 from serve_app.config_env import with_overrides
+from serve_app.config_sources import DirectoryConfig, RegistryConfig
 from serve_app.domain.access import Scope
 from serve_app.domain.errors import ConfigError
 from serve_app.domain.following import ReloadMode

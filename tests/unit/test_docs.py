@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
-from serve_app.config import AppConfig, RegistryConfig, SecurityConfig
+from serve_app.config import AppConfig, SecurityConfig
 from serve_app.config_env import with_overrides
+from serve_app.config_sources import RegistryConfig
 from serve_app.domain.access import token_digest
 from tests import mlflow_server
 from tests.benchmarks import registry_report

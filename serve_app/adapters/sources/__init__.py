@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from serve_app.adapters.sources.local_directory import LocalDirectorySource
-from serve_app.config import DirectoryConfig, SourceConfig
+from serve_app.config_sources import DirectoryConfig, SourceConfig
 from serve_app.usecases.ports import BundleSource
 
 

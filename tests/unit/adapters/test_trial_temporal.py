@@ -9,7 +9,8 @@ import pytest
 from serve_app.adapters.bundle_writer import write_bundle
 from serve_app.adapters.loaders.tft.torch_loader import TorchLoader
 from serve_app.adapters.trial import SubprocessTrial, TrialSettings
-from serve_app.config import DirectoryConfig, TrialConfig
+from serve_app.config import TrialConfig
+from serve_app.config_sources import DirectoryConfig
 from serve_app.domain.errors import TrialError
 from serve_app.domain.manifest import Golden, Manifest
 from serve_app.usecases.load_model import LoadPolicy

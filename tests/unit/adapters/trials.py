@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 
 from serve_app.adapters.trial import TrialSettings
-from serve_app.config import DirectoryConfig
+from serve_app.config_sources import DirectoryConfig
 from serve_app.usecases.load_model import LoadPolicy
 from serve_app.usecases.ports import TrialLimits
 

@@ -7,7 +7,7 @@ import pytest
 from serve_app.adapters.bundle_writer import set_current, write_bundle
 from serve_app.adapters.sources import make_source
 from serve_app.adapters.sources.local_directory import LocalDirectorySource
-from serve_app.config import DirectoryConfig
+from serve_app.config_sources import DirectoryConfig
 from serve_app.domain.errors import BundleError, SourceError
 from tests import builders
 
