@@ -14,11 +14,11 @@ INSTALLED := $(VENV)/.installed
 TORCH     := $(shell grep '^torch==' constraints.txt)
 PIP       := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: plain registered temporal help up down test lint format bench bench-reload bench-forecasts bench-registry bench-many-models simulate venv chaos
+.PHONY: manifests plain registered temporal help up down test lint format bench bench-reload bench-forecasts bench-registry bench-many-models bench-splits bench-shadow simulate report-example venv chaos rehearsal rehearsal-figures e2e-k3s
 
 help: ## Print this list
 	@echo "Targets:"
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 	@echo "Variables: CONFIG=$(CONFIG) PORT=$(PORT) MLFLOW_PORT=$(MLFLOW_PORT) STATE_DIR=$(STATE_DIR) PYTHON=$(PYTHON) VENV=$(VENV)"
 
 ifeq ($(notdir $(CONFIG)),tft.yaml)
@@ -56,6 +56,21 @@ chaos: venv ## Kill, rescale and starve a real server under traffic (minutes)
 	@echo "==> chaos"
 	@$(BIN)/python -m pytest -m chaos
 
+# Without root, Pods are isolated in a namespace of users, where the system allows one.
+ROOTLESS = $(shell [ "$$(id -u)" = 0 ] || ! unshare --map-root-user true 2>/dev/null || echo unshare --map-root-user)
+
+rehearsal: venv ## Run what kuberay/ says as local processes, Pod by Pod (minutes; root, or namespaces of users)
+	@echo "==> rehearsal"
+	@$(ROOTLESS) $(BIN)/python -m pytest -m rehearsal tests/rehearsal
+
+rehearsal-figures: venv ## Measure rehearsed Pods; writes docs/promotions.md and docs/kuberay-memory.md
+	@echo "==> figures of the rehearsal"
+	@$(ROOTLESS) $(BIN)/python -m tests.rehearsal.figures
+
+e2e-k3s: venv ## The same scenarios on a true cluster: E2E_K3S_CONTEXT=<context of your kubeconfig>
+	@echo "==> true cluster"
+	@$(BIN)/python -m pytest -m e2e_k3s tests/e2e_k3s
+
 lint: venv ## Check style, types and import layers
 	@echo "==> ruff"
 	@$(BIN)/ruff check .
@@ -64,6 +79,11 @@ lint: venv ## Check style, types and import layers
 	@$(BIN)/mypy
 	@echo "==> import-linter"
 	@$(BIN)/lint-imports
+
+manifests: venv ## Write the Serve configs of kuberay/overlays from configs/
+	@for overlay in edge cluster cluster-gpu; do \
+	    $(BIN)/serve-app kuberay render configs/$$overlay.yaml --out kuberay/overlays/$$overlay/serve-config.yaml || exit 1; \
+	done
 
 format: venv ## Rewrite the code in the house style
 	@$(BIN)/ruff check --fix .
@@ -89,9 +109,21 @@ bench-many-models: venv ## Measure one family that serves many registered models
 	@echo "==> many models benchmark"
 	@$(BIN)/python -m tests.benchmarks.many_models
 
+bench-splits: venv ## Measure what a split of traffic costs and how well it is kept; writes docs/splits.md
+	@echo "==> splits benchmark"
+	@$(BIN)/python -m tests.benchmarks.splits
+
+bench-shadow: venv ## Measure what live requests notice of a shadow; writes docs/shadow.md
+	@echo "==> shadow benchmark"
+	@$(BIN)/python -m tests.benchmarks.shadow
+
 simulate: venv ## Simulate rollouts, how often their verdicts err; writes docs/statistics.md
 	@echo "==> simulated rollouts (some minutes)"
 	@$(BIN)/python -m tests.simulations.rollouts
+
+report-example: venv ## Simulate one experiment, and write its report; writes docs/ab-report.md
+	@echo "==> example of a report"
+	@$(BIN)/python -m tests.simulations.ab_report
 
 venv: $(INSTALLED)
 

@@ -12,6 +12,7 @@ from ray.serve import Application, Deployment
 from serve_app.config import AppConfig, ReplicaUserConfig
 from serve_app.config_env import with_overrides
 from serve_app.config_pools import PoolConfig
+from serve_app.config_rollout import ReconcilerUserConfig
 from serve_app.deployments.gateway import Gateway
 from serve_app.deployments.handles import GATEWAY, RECONCILER
 from serve_app.deployments.model_replica import ModelReplica
@@ -59,6 +60,7 @@ def _reconciler(
         num_replicas=1,
         max_ongoing_requests=MANY_REQUESTS,
         ray_actor_options={"num_cpus": config.reconciler.num_cpus},
+        user_config=ReconcilerUserConfig().model_dump(),
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
         logging_config={"enable_access_log": False},
     ).bind(config, pools, stores)

@@ -6,17 +6,21 @@ of a deployment (`ReplicaUserConfig`). Every model is frozen and refuses keys th
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import quote
 
 from pydantic import Field, ValidationError, model_validator
 
+from serve_app.config_events import EventsConfig, WebhookConfig
 from serve_app.config_labels import LabelsConfig
 from serve_app.config_limits import LimitsConfig
 from serve_app.config_logging import LoggingConfig
 from serve_app.config_part import Name
 from serve_app.config_part import Part as _Part
 from serve_app.config_pools import PoolConfig, ResidencyConfig
+from serve_app.config_record import RecordConfig
 from serve_app.config_retrain import RetrainConfig
-from serve_app.config_rollout import check_rollout
+from serve_app.config_rollout import RolledOut, plan_problems
+from serve_app.config_shadow import ShadowConfig
 from serve_app.config_sources import DirectoryConfig, RegistryConfig, SourceConfig
 from serve_app.config_windows import WindowsConfig
 from serve_app.domain.access import Scope, Token, TokenSet, scopes_of
@@ -65,6 +69,10 @@ class FamilyConfig(_Part):
         RetrainConfig | None, Field(description="train anew when enough was observed; none: somebody else does")
     ] = None
     labels: Annotated[LabelsConfig | None, Field(description="remember predictions for their labels; none: off")] = None
+    record: Annotated[
+        RecordConfig | None, Field(description="keep a sample of requests to run new versions on; none: off")
+    ] = None
+    shadow: ShadowConfig = ShadowConfig()
     reload: ReloadConfig = ReloadConfig()
     rollout: Annotated[RolloutPlan | None, Field(description="how new versions get traffic; none: all at once")] = None
     trial: TrialConfig = TrialConfig()
@@ -78,19 +86,36 @@ class FamilyConfig(_Part):
         """What models of a temporal family have to fit."""
         return None if self.windows is None else self.windows.kept
 
+    @property
+    def rolled_out(self) -> RolledOut:
+        """What a plan of a rollout must agree with."""
+        return RolledOut(
+            pools=tuple(pool.name for pool in self.pools),
+            policy=self.residency.policy,
+            losses=None if self.labels is None else tuple(rule.name for rule in self.labels.rules),
+            has_windows=self.windows is not None,
+        )
+
     @model_validator(mode="after")
     def _pool_names_are_unique(self) -> "FamilyConfig":
         names = [pool.name for pool in self.pools]
         if len(set(names)) != len(names):
             raise ValueError(f"pool names must differ, found {', '.join(names)}")
-        if self.rollout is not None:
-            check_rollout(self.rollout, pools=names, policy=self.residency.policy)
+        return self
+
+    @model_validator(mode="after")
+    def _plan_fits(self) -> "FamilyConfig":
+        problems = plan_problems(self.rollout, self.rolled_out) if self.rollout is not None else ()
+        if problems:
+            raise ValueError("; ".join(f"rollout.{problem}" for problem in problems))
         return self
 
     @model_validator(mode="after")
     def _can_be_retrained(self) -> "FamilyConfig":
         if self.labels is not None and self.windows is not None:
             raise ValueError("labels: expected a family without windows; what forecasts predict is observed anyway")
+        if self.record is not None and self.windows is not None:
+            raise ValueError("record: expected a family without windows; its requests bring no rows")
         if self.retrain is not None:
             if self.windows is None:
                 raise ValueError("retrain: expected windows, whose records are counted")
@@ -203,10 +228,14 @@ class ReconcilerConfig(_Part):
     num_cpus: Annotated[float, Field(ge=0, description="CPUs that Ray reserves; it idles nearly all the time")] = 0.1
     tick_s: Annotated[float, Field(gt=0, description="seconds between two looks at replicas and pins")] = 1.0
     store_url: Annotated[
-        str | None, Field(description="SQLAlchemy URL of the state store; default: SQLite under state_dir")
+        str | None,
+        Field(repr=False, description="SQLAlchemy URL of the state store (STORE_URL); default: SQLite under state_dir"),
     ] = None
     cluster: Annotated[
-        str, Field(description="name of this cluster where two share a store; the holder of the lease changes things")
+        str,
+        Field(
+            description="name where clusters share a store, whose lease one holds to change things (RAY_CLUSTER_NAME)"
+        ),
     ] = "default"
 
 
@@ -228,6 +257,7 @@ class AppConfig(_Part):
     limits: LimitsConfig = LimitsConfig()
     security: SecurityConfig = SecurityConfig()
     admin: AdminConfig = AdminConfig()
+    events: EventsConfig = EventsConfig()
     logging: LoggingConfig = LoggingConfig()
 
     @model_validator(mode="after")
@@ -235,6 +265,14 @@ class AppConfig(_Part):
         name = self.default_family
         if name is not None and name not in self.families:
             raise ValueError(f"default_family: {name!r} is no family{nearest(name, self.families)}")
+        return self
+
+    @model_validator(mode="after")
+    def _webhooks_name_families(self) -> "AppConfig":
+        for webhook in self.events.webhooks:
+            for name in webhook.families:
+                if name not in self.families:
+                    raise ValueError(f"events.webhooks: {name!r} is no family{nearest(name, self.families)}")
         return self
 
     @classmethod
@@ -280,6 +318,16 @@ class AppConfig(_Part):
         if not secret:
             raise ConfigError([f"security.webhook_secret_file: expected a secret in {path}, found an empty file"])
         return secret
+
+    @property
+    def event_source(self) -> str:
+        """The `source` of CloudEvents."""
+        return self.events.source or f"/serve-app/{quote(self.reconciler.cluster, safe='')}"
+
+    @property
+    def webhooks(self) -> tuple[WebhookConfig, ...]:
+        """Who is told of events; paths lie under the state directory unless they are absolute."""
+        return tuple(webhook.under(self.state_dir) for webhook in self.events.webhooks)
 
     @property
     def token_file(self) -> Path:

@@ -22,6 +22,7 @@ class _Reach(Enum):
     EVERY_FAMILY = auto()
     REGISTRY = auto()  # the default family if it has a registry, else the first one that has
     REGISTRIES = auto()
+    REDIS_WINDOWS = auto()
     APPLICATION = auto()
 
 
@@ -59,6 +60,9 @@ def with_overrides(document: Any, environ: Mapping[str, str], *, working_dir: Pa
     `MODEL_CACHE_DIR`            its local copies; relative to the state directory
     `MODEL_UPDATE_INTERVAL`      seconds between two looks at the registry, for every family that has one
     `MODEL_AUTO_REFRESH_SECONDS` the same; it wins over `MODEL_UPDATE_INTERVAL`
+    `STORE_URL`                  SQLAlchemy URL of the state store, password and all
+    `WINDOWS_REDIS_URL`          URL of the Redis that keeps windows, password and all, for every family that has one
+    `RAY_CLUSTER_NAME`           name of this cluster, which KubeRay sets: the next cluster of an upgrade has another
     ============================ ===================================================================================
 
     White space around a value is dropped; an empty one counts as not set. Without `allow_env_overrides` the document
@@ -103,6 +107,9 @@ def _parts(document: Any, reach: _Reach, default_family: str) -> list[Any]:
             return [own] if own in found else found[:1]
         case _Reach.REGISTRIES:
             return _registries(document)
+        case _Reach.REDIS_WINDOWS:
+            stores = [(family.get("windows") or {}).get("store") or {} for family in document["families"].values()]
+            return [store for store in stores if store.get("kind") == _REDIS_KIND]
         case _Reach.APPLICATION:
             return [document]
 
@@ -182,6 +189,7 @@ BASE_DIR: Final = "MODELS_BASE_DIR"
 MODEL_SOURCE: Final = "MODEL_SOURCE"
 MODEL_NAME: Final = "MLFLOW_MODEL_NAME"
 _REGISTRY_KIND: Final = "mlflow_registry"
+_REDIS_KIND: Final = "redis"
 _VARIABLES: Final[Mapping[str, _Variable]] = {
     BASE_DIR: _Variable(_Reach.DEFAULT_FAMILY, ("source", "root")),
     "MODELS_TYPE": _Variable(_Reach.DEFAULT_FAMILY, ("models_type",)),
@@ -201,4 +209,7 @@ _VARIABLES: Final[Mapping[str, _Variable]] = {
     "MODEL_CACHE_DIR": _Variable(_Reach.REGISTRY, ("source", "cache_dir")),
     "MODEL_UPDATE_INTERVAL": _Variable(_Reach.REGISTRIES, ("reload", "interval_s"), _seconds),
     "MODEL_AUTO_REFRESH_SECONDS": _Variable(_Reach.REGISTRIES, ("reload", "interval_s"), _seconds),
+    "STORE_URL": _Variable(_Reach.APPLICATION, ("reconciler", "store_url")),
+    "WINDOWS_REDIS_URL": _Variable(_Reach.REDIS_WINDOWS, ("url",)),
+    "RAY_CLUSTER_NAME": _Variable(_Reach.APPLICATION, ("reconciler", "cluster")),
 }

@@ -36,7 +36,14 @@ class RedisConfig(Part):
     """Windows in a Redis that several machines reach."""
 
     kind: Literal["redis"]
-    url: Annotated[str, Field(pattern=r"^(redis|rediss|unix)://", description="e.g. redis://redis:6379/0")]
+    url: Annotated[
+        str,
+        Field(
+            pattern=r"^(redis|rediss|unix)://",
+            repr=False,
+            description="e.g. redis://redis:6379/0 (WINDOWS_REDIS_URL)",
+        ),
+    ]
     timeout_s: Annotated[float, Field(gt=0, le=60, description="of one command")] = 5.0
 
 

@@ -146,6 +146,10 @@ class GatewayMetrics:
             "serve_app_admin_refusals", "Admin calls refused, by reason.", ["reason"], registry=self.registry
         )
 
+    def set_generation(self, generation: int) -> None:
+        """Say which set of routes is in use; it also grows when only weights change."""
+        self._generation.set(generation)
+
     def count_refusal(self, reason: str) -> None:
         """Count one refused admin call."""
         self._refusals.labels(reason).inc()
@@ -297,8 +301,24 @@ class ReloadMetrics:
         self._update_errors = Counter(
             "model_update_errors", "Changes of version that failed.", ["family"], registry=own
         )
+        self._store_up = Gauge(
+            "serve_app_store_up", "0 where the state store could not be used when it last was to be.", registry=own
+        )
+        self._lease = Gauge(
+            "serve_app_lease_held", "1 where this cluster may change versions, 0 where it follows another.",
+            registry=own,
+        )  # fmt: skip
+        self.set_store(is_up=True, leads=False)
         for family in families:
             self._update_errors.labels(family)
+            self._source_errors.labels(family)
+            for outcome in (Outcome.RELOADED, Outcome.FAILED):
+                self._reloads.labels(family, outcome.value)
+
+    def set_store(self, *, is_up: bool, leads: bool) -> None:
+        """Say whether the state store can be used, and whether this cluster holds its lease."""
+        self._store_up.set(int(is_up))
+        self._lease.set(int(leads))
 
     def observe_stage(self, family: str, phase: Phase, seconds: float) -> None:
         """See `ReloadMeter.observe_stage`."""

@@ -1,10 +1,11 @@
 """What the control plane must not forget, in SQLite or PostgreSQL: one state, an audit log, a lease.
 
 The state is one JSON document with its revision beside it. A write locks that row, compares the revision, replaces
-the document and appends to the audit log in one transaction, so a crash at any moment leaves the old or the new.
+the document and appends to the audit log and to the events in one transaction, so a crash at any moment leaves the
+old or the new. Who appends events alone locks that row as well: so their ids grow in the order of the commits.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Lock
 from typing import Any, TypeVar
@@ -18,7 +19,6 @@ from sqlalchemy import (
     Identity,
     Index,
     Integer,
-    MetaData,
     Table,
     Text,
     inspect,
@@ -27,8 +27,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import SQLAlchemyError
 
+from serve_app.adapters.event_tables import EVENT_TABLES, METADATA, EventTables
 from serve_app.adapters.state_database import connect, make_file, open_engine, reason_of
 from serve_app.domain.errors import StaleRevisionError, StoreError
+from serve_app.domain.events import Event, EventKind, EventPage
 from serve_app.domain.reload import AuditEntry, StoredState
 from serve_app.domain.validation import problems_of
 
@@ -36,7 +38,7 @@ SCHEMA_VERSION = 1
 
 _D = TypeVar("_D", bound=BaseModel)
 
-_METADATA = MetaData()
+_METADATA = METADATA
 _SCHEMA = Table("serve_app_schema", _METADATA, Column("version", Integer, nullable=False))
 _STATE = Table(
     "serve_app_state",
@@ -81,6 +83,7 @@ class SqlStateStore:
         self._engine, self._file = open_engine(url)
         # The options of a URL may hold a password as well.
         self._name = f"state store {self._file or self._engine.url.set(query={}).render_as_string(hide_password=True)}"
+        self._events = EventTables(self._json_of, self._parsed)
         self._is_set_up = False
         self._setting_up = Lock()
 
@@ -93,8 +96,15 @@ class SqlStateStore:
         with self._transaction(writes=False) as connection:
             return self._stored(connection)
 
-    def write(self, state: StoredState, *, expected_revision: int, entry: AuditEntry | None = None) -> None:
-        """Replace the state if its revision still is `expected_revision`, and append `entry`: both or nothing."""
+    def write(
+        self,
+        state: StoredState,
+        *,
+        expected_revision: int,
+        entry: AuditEntry | None = None,
+        events: Sequence[Event] = (),
+    ) -> None:
+        """Replace the state if its revision still is `expected_revision`, append `entry` and `events`, or nothing."""
         if state.revision <= expected_revision:
             raise StoreError(f"expected a state after revision {expected_revision}, found revision {state.revision}")
         document = self._json_of(state)
@@ -107,6 +117,7 @@ class SqlStateStore:
             connection.execute(_STATE.update().values(revision=state.revision, document=document))
             if entry is not None:
                 self._append(connection, entry)
+            self._events.append(connection, events)
 
     def append(self, entry: AuditEntry) -> None:
         """Append to the audit log without touching the state."""
@@ -124,6 +135,32 @@ class SqlStateStore:
             query = query.where(_AUDIT.c.operation_id == operation_id)
         with self._transaction(writes=False) as connection:
             return [self._parsed(AuditEntry, entry) for entry in connection.scalars(query)]
+
+    def append_events(self, events: Sequence[Event]) -> None:
+        """Save events that belong to no change of the state."""
+        with self._transaction(writes=True) as connection:
+            connection.execute(select(_STATE.c.revision).with_for_update())
+            self._events.append(connection, events)
+
+    def events(self, *, after: int | None, family: str | None = None, limit: int = 100) -> EventPage:
+        """Return the first events with a higher id than `after`, or the newest ones, the oldest first."""
+        with self._transaction(writes=False) as connection:
+            return self._events.page(connection, after=after, family=family, limit=limit)
+
+    def newest_event(self, family: str, kinds: Collection[EventKind]) -> Event | None:
+        """Return the last event of these kinds that is kept."""
+        with self._transaction(writes=False) as connection:
+            return self._events.newest(connection, family, kinds)
+
+    def delivered(self, receiver: str) -> int | None:
+        """Return the id up to which a receiver has everything; None where it has never got anything."""
+        with self._transaction(writes=False) as connection:
+            return self._events.delivered(connection, receiver)
+
+    def set_delivered(self, receiver: str, sequence: int) -> None:
+        """Save the id up to which a receiver has everything."""
+        with self._transaction(writes=True) as connection:
+            self._events.set_delivered(connection, receiver, sequence)
 
     def take_lease(self, owner: str, *, ttl_s: float, now_s: float) -> str:
         """Take or renew the lease of the one who may change things, and return who holds it now."""
@@ -165,7 +202,17 @@ class SqlStateStore:
                     f"{self._name}: expected schema version {SCHEMA_VERSION}, found {found}; "
                     "use the version of serve-app that wrote it, nothing was changed"
                 )
+            self._add_tables()
             self._is_set_up = True
+
+    def _add_tables(self) -> None:
+        """Make the tables that an older serve-app did without, and never looks at."""
+        with connect(self._engine, writes=False) as connection, connection.begin():
+            lacks = [table for table in EVENT_TABLES if not inspect(connection).has_table(table.name)]
+        if lacks:
+            with connect(self._engine, writes=True) as connection, connection.begin():
+                _keep_others_out(connection)
+                _METADATA.create_all(connection, tables=lacks)
 
     def _stored(self, connection: Connection, *, lock: bool = False) -> StoredState:
         query = select(_STATE.c.revision, _STATE.c.document)
@@ -198,8 +245,7 @@ class SqlStateStore:
 
 def _make_tables(connection: Connection) -> None:
     """Make the tables with their one row each, unless another process was faster."""
-    if connection.dialect.name == "postgresql":
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _POSTGRES_SETUP_LOCK})
+    _keep_others_out(connection)
     if inspect(connection).has_table(_SCHEMA.name):
         return
     _METADATA.create_all(connection)
@@ -210,3 +256,9 @@ def _make_tables(connection: Connection) -> None:
     ]
     for table, row in first:
         connection.execute(table.insert().values(row))
+
+
+def _keep_others_out(connection: Connection) -> None:
+    """See that no other process makes tables now; SQLite's lock of a transaction that writes does that anyway."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _POSTGRES_SETUP_LOCK})

@@ -13,10 +13,11 @@ import structlog
 
 from serve_app.adapters import trial_worker
 from serve_app.adapters.child_environment import child_environment
-from serve_app.adapters.trial_messages import READY_LINE, TrialAnswer, TrialJob, Verdict
+from serve_app.adapters.trial_messages import READY_LINE, ReplayTask, TrialAnswer, TrialJob, Verdict
 from serve_app.config import MlflowModelsConfig
 from serve_app.config_sources import SourceConfig
 from serve_app.domain.errors import SourceError, TrialError, UnknownFamilyError
+from serve_app.domain.recording import NothingRecordedError, ReplayReport
 from serve_app.domain.reload import VersionRef
 from serve_app.usecases.load_model import LoadPolicy
 from serve_app.usecases.ports import TrialLimits
@@ -31,7 +32,8 @@ processes; with 0 it takes as much of the processors as they do."""
 _START_TIMEOUT_S = 120.0
 _ENDING_TIMEOUT_S = 5.0
 _GRACE_S = 10.0
-_MAX_LINE_BYTES = 1 << 20
+_MAX_LINE_BYTES = 16 << 20
+"""A replay tells of up to 20 inputs of up to 2,000 values."""
 log = structlog.get_logger(__name__)
 
 
@@ -81,9 +83,33 @@ class SubprocessTrial:
             SourceError: The source cannot be read now, or has no such version.
             UnknownFamilyError: No such family.
         """
+        job = self._job(family, version, limits)
+        answer, seconds = await self._held(family, job)
+        return _outcome(job, answer, seconds=seconds)
+
+    async def replay(self, family: str, version: str, limits: TrialLimits, task: ReplayTask) -> ReplayReport:
+        """Try a version and run it on recorded requests; `limits` are of both together. Cancelling it kills it.
+
+        Raises:
+            NothingRecordedError: There are no recorded requests; nothing was loaded.
+            TrialError, SourceError, UnknownFamilyError: As `run`.
+        """
+        job = self._job(family, version, limits, task)
+        answer, seconds = await self._held(family, job)
+        if answer.verdict is Verdict.NOTHING_RECORDED:
+            raise NothingRecordedError(answer.message)
+        _outcome(job, answer, seconds=seconds)
+        if answer.replayed is None:
+            raise TrialError(f"version {version!r} answered nothing", blames_bundle=False)
+        return answer.replayed
+
+    def _job(self, family: str, version: str, limits: TrialLimits, task: ReplayTask | None = None) -> TrialJob:
         if family not in self._settings:
             raise UnknownFamilyError(family, list(self._settings))
-        job = _job(version, self._settings[family], limits, self._niceness)
+        return _job(version, self._settings[family], limits, self._niceness, task)
+
+    async def _held(self, family: str, job: TrialJob) -> tuple[TrialAnswer, float]:
+        """Have a job done when it is its turn; return the answer, and the seconds that it took."""
         async with self._turns[family], self._slots:
             worker = await self._take()
             started_s = time.monotonic()
@@ -94,7 +120,7 @@ class SubprocessTrial:
                 await asyncio.shield(self._retire(worker))
                 raise
             self._put_back(worker)
-        return _outcome(job, answer, seconds=time.monotonic() - started_s)
+        return answer, time.monotonic() - started_s
 
     async def close(self) -> None:
         """End all workers; a trial that is under way fails."""
@@ -227,7 +253,9 @@ class _Worker:
         return self._process.stdin
 
 
-def _job(version: str, settings: TrialSettings, limits: TrialLimits, niceness: int) -> TrialJob:
+def _job(
+    version: str, settings: TrialSettings, limits: TrialLimits, niceness: int, task: ReplayTask | None
+) -> TrialJob:
     policy = settings.policy
     return TrialJob(
         family=policy.family,
@@ -241,6 +269,7 @@ def _job(version: str, settings: TrialSettings, limits: TrialLimits, niceness: i
         timeout_s=limits.timeout_s,
         memory_bytes=limits.memory_bytes,
         niceness=niceness,
+        replay=task,
     )
 
 

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 from serve_app.config import MlflowModelsConfig
 from serve_app.config_sources import SourceConfig
+from serve_app.domain.recording import ReplayReport
 from serve_app.domain.reload import VersionRef
 from serve_app.domain.temporal import KeptWindows
 
@@ -20,10 +21,25 @@ class Verdict(StrEnum):
     REFUSED = "refused"
     SOURCE_ERROR = "source_error"
     NOT_HELD = "not_held"
+    NOTHING_RECORDED = "nothing_recorded"
 
 
 class _Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ReplayTask(_Message):
+    """What a version is to be run on once it is loaded: recorded requests, and when answers agree.
+
+    `newest` requests at most, for `max_s` seconds at most.
+    """
+
+    directory: str
+    newest: int | None
+    max_s: float
+    rtol: float
+    atol: float
+    keeps_inputs: bool
 
 
 class TrialJob(_Message):
@@ -40,10 +56,14 @@ class TrialJob(_Message):
     timeout_s: float
     memory_bytes: int
     niceness: int
+    replay: ReplayTask | None = None
 
 
 class TrialAnswer(_Message):
-    """What came of it. `tried` is there when it passed; `output` is the end of what the model code printed."""
+    """What came of it. `tried` is there when it passed; `output` is the end of what the model code printed.
+
+    `replayed` is there when it also was to run recorded requests.
+    """
 
     verdict: Verdict
     message: str = ""
@@ -51,3 +71,4 @@ class TrialAnswer(_Message):
     load_seconds: float = 0.0
     artifact_bytes: int = 0
     output: str = ""
+    replayed: ReplayReport | None = None

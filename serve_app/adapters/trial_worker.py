@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from serve_app.adapters.trial_confinement import (
@@ -31,12 +32,14 @@ from serve_app.adapters.trial_confinement import (
     hasten,
     lower_priority,
 )
-from serve_app.adapters.trial_messages import READY_LINE, TrialAnswer, TrialJob, Verdict
+from serve_app.adapters.trial_messages import READY_LINE, ReplayTask, TrialAnswer, TrialJob, Verdict
 from serve_app.domain.errors import ServeAppError, SourceError
+from serve_app.domain.recording import NothingRecordedError, ReplayError, ReplayReport
 from serve_app.domain.reload import VersionRef
 
 if TYPE_CHECKING:
     from serve_app.config import MlflowModelsConfig
+    from serve_app.usecases.load_model import LoadedModel
     from serve_app.usecases.ports import Loader
 
     MakeLoaders = Callable[[MlflowModelsConfig], Mapping[str, Loader]]
@@ -258,7 +261,8 @@ def _check_time(job: TrialJob, watch: Watch, passed_s: float) -> None:
     waited_s = watch.processor_wait_s()
     if passed_s - waited_s >= job.timeout_s:
         waiting = f" (and {waited_s:.0f} s of waiting for a processor)" if waited_s >= 1 else ""
-        raise _StoppedError(f"it did not finish loading within {job.timeout_s:g} s{waiting}")
+        what = "loading" if job.replay is None else "loading and answering"
+        raise _StoppedError(f"it did not finish {what} within {job.timeout_s:g} s{waiting}")
     if passed_s >= BUSY_FACTOR * job.timeout_s:
         raise _StoppedError(
             f"the machine is too busy: {passed_s:.0f} s passed, of which it waited {waited_s:.0f} s for a processor",
@@ -312,9 +316,18 @@ def _try_out(job: TrialJob, make_loaders: "MakeLoaders") -> TrialAnswer:
     )
     try:
         source = make_source(job.source, family=job.family, models_type=job.models_type)
-        facts = load_model(
-            source, job.version, policy=policy, loaders=make_loaders(job.mlflow), clock=SystemClock()
-        ).facts
+        loaders, clock = make_loaders(job.mlflow), SystemClock()
+
+        def load(version: str) -> "LoadedModel":
+            return load_model(source, version, policy=policy, loaders=loaders, clock=clock)
+
+        replayed = None
+        if job.replay is None:
+            loaded = load(job.version)
+        else:
+            loaded, replayed = _replay(job.family, job.version, job.replay, load)
+    except NothingRecordedError as error:
+        return TrialAnswer(verdict=Verdict.NOTHING_RECORDED, message=str(error))
     except SourceError as error:
         return TrialAnswer(verdict=Verdict.SOURCE_ERROR, message=str(error)[:_MAX_MESSAGE])
     except ServeAppError as error:
@@ -322,12 +335,45 @@ def _try_out(job: TrialJob, make_loaders: "MakeLoaders") -> TrialAnswer:
     except BaseException as error:  # the code of a bundle may raise anything, SystemExit included
         sys.excepthook(*sys.exc_info())
         return TrialAnswer(verdict=Verdict.REFUSED, message=f"{type(error).__name__}: {error}"[:_MAX_MESSAGE])
+    facts = loaded.facts
     return TrialAnswer(
         verdict=Verdict.PASSED,
         tried=VersionRef(version=facts.version, digest=facts.digest),
         load_seconds=facts.load_seconds,
         artifact_bytes=facts.artifact_bytes,
+        replayed=replayed,
     )
+
+
+def _replay(
+    family: str, version: str, task: ReplayTask, load: "Callable[[str], LoadedModel]"
+) -> "tuple[LoadedModel, ReplayReport]":
+    """Load a version and run it on recorded requests.
+
+    Raises:
+        NothingRecordedError: There are none; then nothing is loaded.
+        ReplayError: It does not take them, or who answered them cannot be loaded though that is needed.
+    """
+    from serve_app.adapters.request_files import RecordedFiles
+    from serve_app.usecases.compare_answers import Comparison
+    from serve_app.usecases.replay_requests import RequestReplay, facts_of
+
+    recorded = RecordedFiles(Path(task.directory), newest=task.newest)
+    facts = facts_of(recorded)
+    if not facts.requests:
+        raise NothingRecordedError(f"nothing is recorded of {family!r} yet")
+    candidate, again = load(version), None
+    if facts.redacted:
+        answered = next(iter(facts.answered_by))
+        try:
+            again = load(answered)
+        except ServeAppError as error:
+            raise ReplayError(
+                f"{', '.join(facts.redacted)}: redacted, so version {answered!r} has to answer again: {error}"
+            ) from error
+    comparison = Comparison(task.rtol, task.atol, task.keeps_inputs)
+    replay = RequestReplay(family, candidate, again, comparison=comparison, max_s=task.max_s)
+    return candidate, replay.run(recorded, facts)
 
 
 if __name__ == "__main__":

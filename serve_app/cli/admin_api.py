@@ -1,16 +1,21 @@
 """A client of a running server's admin routes, and the token that it shows there."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 from urllib.parse import quote
 
 import httpx
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from serve_app.domain.access import Scope, TokenFileError, parse_tokens
+from serve_app.domain.diff_report import ShadowDiff
 from serve_app.domain.errors import ServeAppError
+from serve_app.domain.events import EventPage
+from serve_app.domain.experiment_report import ExperimentReport
+from serve_app.domain.recording import ReplayReport
 from serve_app.domain.reload import AuditEntry, Operation, Outcome
 from serve_app.domain.rollout_record import RolloutReport
 
@@ -18,7 +23,13 @@ CONNECT_TIMEOUT_S: Final = 5.0
 ANSWER_TIMEOUT_S: Final = 15.0
 """How long an answer may take beyond the time that the server itself was asked to wait."""
 ROLLOUTS: Final = "/admin/rollouts"
+EVENTS: Final = "/admin/events"
+STREAM_SILENCE_S: Final = 45.0
+"""A stream says something every 15 s; one that has been silent for three times that is taken for broken."""
 ROLLOUT_WAIT_S: Final = 30.0
+REPLAY_WAIT_S: Final = 3000.0
+"""The server ends a replay by itself."""
+Told = TypeVar("Told", bound=BaseModel)
 _SHOWN: Final = 500
 
 
@@ -30,7 +41,7 @@ class AdminApi:
     """A client; a context manager. `token` is None where the admin routes are open."""
 
     def __init__(self, address: str, token: str | None, *, trust_env: bool = False) -> None:
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        headers = {"Accept": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
         try:
             self._http = httpx.Client(base_url=address, headers=headers, trust_env=trust_env)
         except httpx.InvalidURL as error:
@@ -76,6 +87,39 @@ class AdminApi:
         except (KeyError, TypeError, ValidationError) as error:
             raise _strange(answer) from error
 
+    def events(self, family: str | None, *, after: int | None, limit: int) -> EventPage:
+        """Return what has happened, the newest last.
+
+        Raises:
+            AdminApiError: The server refuses or does not answer.
+        """
+        answer = self._call("GET", EVENTS, family=family, after=after, limit=limit)
+        if answer.is_error:
+            raise _refusal(answer)
+        try:
+            return EventPage.model_validate_json(answer.content)
+        except ValidationError as error:
+            raise _strange(answer) from error
+
+    @contextmanager
+    def event_stream(self, family: str | None, *, after: int | None) -> Iterator[Iterator[str]]:
+        """Open the stream of events after an id, or from now on; give its lines.
+
+        Raises:
+            AdminApiError: The server refuses.
+            httpx.HTTPError: It does not answer, or the stream has broken.
+        """
+        asked = {"family": family, "after": after}
+        params = {name: value for name, value in asked.items() if value is not None}
+        timeout = httpx.Timeout(STREAM_SILENCE_S, connect=CONNECT_TIMEOUT_S)
+        with self._http.stream(
+            "GET", EVENTS, params=params, headers={"Accept": "text/event-stream"}, timeout=timeout
+        ) as answer:
+            if answer.is_error:
+                answer.read()
+                raise _refusal(answer)
+            yield answer.iter_lines()
+
     def rollouts(self) -> list[RolloutReport]:
         """Return the last rollout of each family.
 
@@ -98,6 +142,29 @@ class AdminApi:
         """
         return _report(self._call("GET", f"{ROLLOUTS}/{quote(family, safe='')}"))
 
+    def only_rollout(self) -> RolloutReport:
+        """Return the last rollout of the only family that has had one.
+
+        Raises:
+            AdminApiError: None has, or several have; the server refuses or does not answer.
+        """
+        reports = self.rollouts()
+        if not reports:
+            raise AdminApiError("no rollout was started yet")
+        if len(reports) > 1:
+            raise AdminApiError(
+                f"several families have a rollout ({', '.join(one.family for one in reports)}); name one"
+            )
+        return reports[0]
+
+    def rollout_report(self, family: str) -> ExperimentReport:
+        """Return what the last rollout of a family has found.
+
+        Raises:
+            AdminApiError: The server refuses or does not answer.
+        """
+        return _told(ExperimentReport, self._call("GET", f"{ROLLOUTS}/{quote(family, safe='')}/report"))
+
     def start_rollout(
         self, family: str | None, *, version: str | None, plan: Any, force: bool, reason: str
     ) -> RolloutReport:
@@ -117,6 +184,25 @@ class AdminApi:
         """
         path = f"{ROLLOUTS}/{quote(family, safe='')}/{command}"
         return _report(self._call("POST", path, wait_s=ROLLOUT_WAIT_S, reason=reason or None))
+
+    def shadow(self, family: str) -> ShadowDiff:
+        """Return how the shadow of a family's last rollout has fared.
+
+        Raises:
+            AdminApiError: The server refuses or does not answer.
+        """
+        return _told(
+            ShadowDiff, self._call("GET", f"{ROLLOUTS}/{quote(family, safe='')}/shadow", wait_s=ROLLOUT_WAIT_S)
+        )
+
+    def replay(self, family: str, *, version: str, limit: int | None) -> ReplayReport:
+        """Run a version on recorded requests, and wait for the end.
+
+        Raises:
+            AdminApiError: The server refuses or does not answer.
+        """
+        wish = {"family": family, "version": version, "limit": limit}
+        return _told(ReplayReport, self._call("POST", "/admin/replay", wait_s=REPLAY_WAIT_S, body=wish))
 
     def _change(self, path: str, wait_s: float, **params: str | bool | None) -> Operation:
         """Ask for a change. The routes answer each in its own words, so how it went is read from its operation."""
@@ -187,6 +273,15 @@ def _nothing_done(answer: httpx.Response, family: str) -> Operation:
         operation_id="", family=body.get("family") or family, outcome=Outcome.UNCHANGED,
         from_version=version, to_version=version,
     )  # fmt: skip
+
+
+def _told(kind: type[Told], answer: httpx.Response) -> Told:
+    if answer.is_error:
+        raise _refusal(answer)
+    try:
+        return kind.model_validate_json(answer.content)
+    except ValidationError as error:
+        raise _strange(answer) from error
 
 
 def _report(answer: httpx.Response) -> RolloutReport:

@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import typer
 import yaml
@@ -12,6 +12,7 @@ from serve_app.cli.admin_api import AdminApi, AdminApiError
 from serve_app.cli.control import FamilyOption, TokenFileOption, UrlOption, admin_api
 from serve_app.cli.lifecycle import DEFAULT_STATE_DIR, StateDirOption, console, errors_told
 from serve_app.cli.printed import plain, wide_console
+from serve_app.cli.rollout_report import report
 from serve_app.cli.rollout_view import list_view, phase_of, rollout_view
 from serve_app.domain.rollout_record import RolloutReport
 
@@ -19,7 +20,6 @@ rollout_app = typer.Typer(no_args_is_help=True, help="Bring a new version to its
 
 FamilyArgument = Annotated[str, typer.Argument(help="The family; default: the only one that has a rollout.")]
 ReasonOption = Annotated[str, typer.Option("--reason", help="Why, for the audit log.")]
-_MANY: Final = "several families have a rollout ({}); name one"
 
 
 @rollout_app.command()
@@ -61,16 +61,7 @@ def status(
                 live.update(_look(api, family), refresh=True)
 
 
-@rollout_app.command()
-def report(
-    family: FamilyArgument = "",
-    url: UrlOption = None,
-    token_file: TokenFileOption = None,
-    state_dir: StateDirOption = DEFAULT_STATE_DIR,
-) -> None:
-    """Print all that is known of a rollout, as JSON."""
-    with errors_told(), admin_api(state_dir, url, token_file) as api:
-        typer.echo(_one(api, family).model_dump_json(indent=2))
+rollout_app.command()(report)
 
 
 def _look(api: AdminApi, family: str) -> Any:
@@ -81,14 +72,7 @@ def _look(api: AdminApi, family: str) -> Any:
 
 
 def _one(api: AdminApi, family: str) -> RolloutReport:
-    if family:
-        return api.rollout(family)
-    reports = api.rollouts()
-    if not reports:
-        raise AdminApiError("no rollout was started yet")
-    if len(reports) > 1:
-        raise AdminApiError(_MANY.format(", ".join(one.family for one in reports)))
-    return reports[0]
+    return api.rollout(family) if family else api.only_rollout()
 
 
 def _add(name: str, told: str) -> None:

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 
 from serve_app.cli.printed import plain, table_of
 from serve_app.domain.analysis import MetricAnalysis
-from serve_app.domain.rollout_plan import RolloutPlan, Strategy
+from serve_app.domain.rollout_plan import PlanOrigin, RolloutPlan, Strategy
 from serve_app.domain.rollout_record import RolloutReport
 from serve_app.domain.rollout_state import Phase, RolloutState
 
@@ -17,6 +17,11 @@ LIST_COLUMNS: Final = ("family", "phase", "stable", "candidate", "traffic", "ver
 METRIC_COLUMNS: Final = ("metric", "verdict", "stable", "candidate", "increase", "interval", "why")
 MOVE_COLUMNS: Final = ("when (UTC)", "from", "to", "who", "why")
 SHOWN_MOVES: Final = 10
+_ORIGINS: Final = {
+    PlanOrigin.CONFIGURATION: "the configuration",
+    PlanOrigin.USER_CONFIG: "user_config",
+    PlanOrigin.CALL: "a call",
+}
 
 
 def list_view(reports: Sequence[RolloutReport], *, now_s: float | None = None) -> RenderableType:
@@ -29,6 +34,7 @@ def list_view(reports: Sequence[RolloutReport], *, now_s: float | None = None) -
 def rollout_view(report: RolloutReport, *, now_s: float | None = None) -> RenderableType:
     """Show one rollout with its metrics and its last moves."""
     parts: list[RenderableType] = [list_view([report], now_s=now_s), plain(""), plain(plan_line(report.state.plan))]
+    parts += [plain(line) for line in origin_lines(report)]
     if report.analysis is not None:
         analysis = report.analysis
         parts += [plain(""), plain(f"{analysis.verdict.value}: {analysis.reason}")]
@@ -52,6 +58,22 @@ def plan_line(plan: RolloutPlan) -> str:
             return f"shadow: {plan.shadow_first.sample:g} % for {plan.shadow_first.hold_s:g} s"
         case _:
             return plan.strategy.value
+
+
+def origin_lines(report: RolloutReport) -> list[str]:
+    """Say where the plan was written, and what holds for the next rollout where that is another thing."""
+    state, following = report.state, report.next_plan
+    lines = [f"plan from {_ORIGINS[state.plan_from]}"]
+    if following is None:
+        return lines
+    if following.is_paused:
+        lines.append("rollouts are paused in the user_config of the reconciler")
+    if state.plan_from is not PlanOrigin.CALL and following.plan != state.plan:
+        told = plan_line(following.plan) if following.plan is not None else "all traffic at once"
+        lines.append(f"next rollout: {told}, from {_ORIGINS[following.origin]}")
+    if following.problem is not None:
+        lines.append(following.problem)
+    return lines
 
 
 def phase_of(state: RolloutState) -> str:

@@ -1,5 +1,6 @@
 """Serve config files as the local instance deploys them: checked before, with the paths and ports of the instance."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def read_config(path: Path) -> dict[str, Any]:
     for i, application in enumerate(document["applications"]):
         if not isinstance(application, dict):
             problems.append(f"{path}: applications[{i}]: expected a mapping")
-        elif _is_ours(application):
+        elif is_ours(application):
             try:
                 AppConfig.parse(application.get("args") or {})
             except ConfigError as error:
@@ -57,7 +58,7 @@ def localise(document: dict[str, Any], *, port: int, state_dir: Path) -> dict[st
     applications = []
     for application in document["applications"]:
         args = application.get("args") or {}
-        known = "state_dir" in args or _is_ours(application)
+        known = "state_dir" in args or is_ours(application)
         if known and not Path(args.get("state_dir", ".")).is_absolute():
             args = {**args, "state_dir": str(state_dir)}
         applications.append({**application, "args": args})
@@ -71,12 +72,13 @@ def default_model_root(document: dict[str, Any], state_dir: Path) -> tuple[str, 
     None where it has no directory, or none of the applications is ours.
     """
     for application in document["applications"]:
-        if _is_ours(application):
+        if is_ours(application):
             config = AppConfig.parse({**(application.get("args") or {}), "state_dir": str(state_dir)})
             source = config.source(config.default_family_name)
             return (config.default_family_name, Path(source.root)) if isinstance(source, DirectoryConfig) else None
     return None
 
 
-def _is_ours(application: dict[str, Any]) -> bool:
+def is_ours(application: Mapping[str, Any]) -> bool:
+    """True for an application of this package."""
     return str(application.get("import_path", "")).startswith(OUR_APPLICATIONS)

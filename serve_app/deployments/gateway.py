@@ -12,16 +12,20 @@ from starlette.types import ASGIApp
 from serve_app.adapters.clock import SystemClock
 from serve_app.adapters.last_known import LastKnown
 from serve_app.adapters.log_setup import set_up_logging
+from serve_app.adapters.process_metrics import ProcessMetrics
 from serve_app.adapters.prometheus_metrics import GatewayMetrics, MetricSnapshot, exposition, snapshot
+from serve_app.adapters.route_metrics import RouteMetrics
 from serve_app.adapters.token_file import TokenFile
 from serve_app.config import AppConfig, FamilyConfig
 from serve_app.config_limits import LimitsConfig
 from serve_app.config_sources import RegistryConfig
 from serve_app.deployments import front_door
+from serve_app.deployments.event_wiring import make_feed
 from serve_app.deployments.explain_client import HandleExplainClient
 from serve_app.deployments.handles import HandleControlPlane, ask_all
 from serve_app.deployments.label_wiring import make_labels
 from serve_app.deployments.pool_client import PoolClient
+from serve_app.deployments.record_wiring import make_mirror, make_recorder
 from serve_app.deployments.window_handles import HandleTrainedEntities, HandleWindows
 from serve_app.domain.errors import ServeAppError
 from serve_app.domain.exposure import GatewayReport
@@ -35,7 +39,6 @@ from serve_app.ingress.hooks import Webhooks, hooks_router
 from serve_app.ingress.inference import Inference, RequestLimits
 from serve_app.usecases.coalesce_requests import BatchLimits
 from serve_app.usecases.explain_prediction import ExplainLimits, ExplainPrediction
-from serve_app.usecases.mirror_requests import Mirror, MirrorLimits
 from serve_app.usecases.name_versions import NamedVersions, NamingSettings
 from serve_app.usecases.ports import Clock
 from serve_app.usecases.predict_windows import WindowForecaster
@@ -64,6 +67,8 @@ class Gateway:
         limits = config.limits
         self._interval_s = config.gateway.pull_interval_s
         self._metrics = GatewayMetrics()
+        ProcessMetrics(self._metrics.registry, context.deployment)
+        self._route_metrics, self._is_plane_up = RouteMetrics(self._metrics.registry), False
         self._control = HandleControlPlane(reconciler)
         self._last_known = LastKnown(config.last_known("routes"))
         clock = SystemClock()
@@ -91,17 +96,20 @@ class Gateway:
         self._admin = Admin.of(
             config, plane=self._control, tokens=TokenFile(config.token_file, clock=clock, fixed=config.fixed_tokens),
             meter=self._metrics, clock=clock, forecasters=self._forecasters,
+            feed=make_feed(config, self._control, self._own_handle, self._id),
         )  # fmt: skip
         names = NamedVersions(
             self._router, self._control, {name: _naming_settings(family) for name, family in config.families.items()},
             refresh=self.refresh, clock=clock, max_waiting=limits.max_queued_requests,
         )  # fmt: skip
         self._labels = make_labels(config, self._metrics, clock=clock)
+        self._recorder = make_recorder(config, self._metrics, clock=clock)
         self._inference = Inference(
             self._router, names, limits=RequestLimits(limits.max_body_bytes, limits.max_rows_per_request),
             meter=self._metrics, access_log=config.logging.access_log,
             elsewhere=self._temporal.paths if self._temporal is not None else frozenset(),
-            mirror=Mirror(MirrorLimits()), memory=self._labels.memory if self._labels is not None else None,
+            mirror=make_mirror(config, self._metrics), recorder=self._recorder,
+            memory=self._labels.memory if self._labels is not None else None,
         )  # fmt: skip
         self._explanations = Explanations(
             self._router, names, _explainer(self._clients, limits), max_body_bytes=limits.max_body_bytes,
@@ -114,6 +122,8 @@ class Gateway:
         self._following = asyncio.create_task(self._follow_forever())
         if self._labels is not None:
             self._remembering = asyncio.create_task(self._labels.memory.run())
+        if self._recorder is not None:
+            self._recording = asyncio.create_task(self._recorder.run())
         front_door.open_for(self._inference)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -146,10 +156,13 @@ class Gateway:
     async def _ask_table(self) -> RoutingTable | None:
         """Ask the Reconciler for the table; None while it is away."""
         try:
-            return await self._control.table()
+            table = await self._control.table()
         except ServeAppError as error:
             log.warning("control plane away, the routes stay", reason=str(error))
+            self._is_plane_up = False
             return None
+        self._is_plane_up = True
+        return table
 
     async def _pull(self, family: str, pool: str) -> None:
         self._router.observe(family, pool, await self._clients[family, pool].pull())
@@ -183,8 +196,15 @@ class Gateway:
             )
             log.info("route changed", family=target.family, version=target.version, generation=target.generation)
 
+    async def name(self) -> str:
+        """Return the name of this replica."""
+        return self._id
+
     async def metrics(self) -> tuple[str, list[MetricSnapshot]]:
         """Return the name of this replica and its metrics."""
+        self._metrics.set_generation(self._router.generation)
+        self._route_metrics.tell(self._router, is_plane_up=self._is_plane_up)
+        self._route_metrics.count_shadows(self._router.evidence(self._id).shadows)
         return self._id, snapshot(self._metrics.registry)
 
     async def evidence(self) -> GatewayReport:

@@ -9,8 +9,12 @@ from ray import serve
 from ray.exceptions import RayTaskError
 from ray.serve.handle import DeploymentHandle
 
+from serve_app.domain.diff_report import ShadowDiff
 from serve_app.domain.errors import ServeAppError, UnavailableError
+from serve_app.domain.events import EventPage
+from serve_app.domain.experiment_report import ExperimentReport
 from serve_app.domain.exposure import GatewayReport
+from serve_app.domain.recording import ReplayReport
 from serve_app.domain.reload import AuditEntry, KnownVersion, Operation, RoutingTable, VersionRef
 from serve_app.domain.rollout import Command
 from serve_app.domain.rollout_plan import RolloutPlan
@@ -22,6 +26,8 @@ RECONCILER: Final = "reconciler"
 CONTROL_TIMEOUT_S: Final = 5.0
 ROLLOUT_TIMEOUT_S: Final = 30.0
 """A command may wait for a look at gateways of which one does not answer, or for a source."""
+REPLAY_TIMEOUT_S: Final = 3000.0
+"""Above what a replay may take by its configuration on a busy machine."""
 log = structlog.get_logger(__name__)
 
 
@@ -174,6 +180,11 @@ class HandleControlPlane:
         reports: list[RolloutReport] = await self._call("rollouts", CONTROL_TIMEOUT_S)
         return reports
 
+    async def rollout_report(self, family: str) -> ExperimentReport:
+        """See `ControlPlane.rollout_report`."""
+        report: ExperimentReport = await self._call("rollout_report", CONTROL_TIMEOUT_S, family)
+        return report
+
     async def start_rollout(
         self, family: str, *, version: str | None, plan: RolloutPlan | None, force: bool, actor: str, reason: str
     ) -> RolloutReport:
@@ -188,6 +199,18 @@ class HandleControlPlane:
         """See `ControlPlane.command_rollout`."""
         report: RolloutReport = await self._call(
             "command_rollout", ROLLOUT_TIMEOUT_S, family, command, actor=actor, reason=reason
+        )
+        return report
+
+    async def shadow(self, family: str) -> ShadowDiff:
+        """See `ReplayPlane.shadow`."""
+        told: ShadowDiff = await self._call("shadow", ROLLOUT_TIMEOUT_S, family)
+        return told
+
+    async def replay(self, family: str, *, version: str, limit: int | None, actor: str) -> ReplayReport:
+        """See `ReplayPlane.replay`. It ends by itself."""
+        report: ReplayReport = await self._call(
+            "replay", REPLAY_TIMEOUT_S, family, version=version, limit=limit, actor=actor
         )
         return report
 
@@ -209,6 +232,11 @@ class HandleControlPlane:
         """See `ControlPlane.audit`."""
         entries: list[AuditEntry] = await self._call("audit", CONTROL_TIMEOUT_S, family=family, limit=limit)
         return entries
+
+    async def events(self, *, after: int | None, family: str | None, limit: int) -> EventPage:
+        """See `EventPlane.events`."""
+        page: EventPage = await self._call("events", CONTROL_TIMEOUT_S, after=after, family=family, limit=limit)
+        return page
 
     async def _call(self, method: str, timeout_s: float, *args: Any, **kwargs: Any) -> Any:
         try:

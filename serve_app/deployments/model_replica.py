@@ -22,6 +22,7 @@ from serve_app.adapters.link.link_server import LinkServer
 from serve_app.adapters.loaders import make_loaders
 from serve_app.adapters.log_setup import set_up_logging
 from serve_app.adapters.process_memory import ProcessMemory
+from serve_app.adapters.process_metrics import ProcessMetrics
 from serve_app.adapters.prometheus_metrics import MetricSnapshot, ReplicaMetrics, snapshot
 from serve_app.adapters.sources import make_source
 from serve_app.adapters.torch_device import Device, choose_device, give_back_device_memory
@@ -68,6 +69,7 @@ class ModelReplica:
         self._id, self._app_name = context.replica_id.unique_id, context.app_name
         set_up_logging(config.logging.level, family=family, pool=pool.name, replica=self._id)
         self._metrics = ReplicaMetrics(family, pool.name)
+        ProcessMetrics(self._metrics.registry, context.deployment)
         self._device = await asyncio.to_thread(
             choose_device, wants_cuda=pool.wants_cuda, precision=pool.precision, loader=settings.loader,
             num_gpus=pool.num_gpus,

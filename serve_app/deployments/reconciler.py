@@ -10,7 +10,9 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.adapters.clock import SystemClock
+from serve_app.adapters.last_known import LastKnown
 from serve_app.adapters.log_setup import set_up_logging
+from serve_app.adapters.process_metrics import ProcessMetrics
 from serve_app.adapters.prometheus_metrics import MetricSnapshot, ReloadMetrics, snapshot
 from serve_app.adapters.retrain_memory import FileRetrainMemory
 from serve_app.adapters.retrain_metrics import RetrainMetrics
@@ -19,23 +21,33 @@ from serve_app.adapters.sources import make_source
 from serve_app.adapters.state_store import SqlStateStore
 from serve_app.adapters.trial import SubprocessTrial, TrialSettings
 from serve_app.config import AppConfig
-from serve_app.config_rollout import check_rollout
+from serve_app.config_rollout import plan_problems
 from serve_app.config_sources import RegistryConfig
+from serve_app.deployments.deployed_plans import DeployedPlans
+from serve_app.deployments.event_wiring import deliver_for_ever, make_deliveries
 from serve_app.deployments.handles import HandleFleet, HandleGateways
 from serve_app.deployments.ray_jobs import RayJobs
+from serve_app.deployments.record_wiring import make_replayer
 from serve_app.deployments.window_handles import HandleWindows
+from serve_app.domain.diff_report import ShadowDiff
 from serve_app.domain.errors import ServeAppError
+from serve_app.domain.events import EventPage
+from serve_app.domain.experiment_report import ExperimentReport
 from serve_app.domain.following import FollowRule
 from serve_app.domain.naming import Named
+from serve_app.domain.recording import ReplayReport
 from serve_app.domain.reload import AuditEntry, KnownVersion, Operation, RoutingTable, VersionRef
 from serve_app.domain.residency import ResidencyPolicy
 from serve_app.domain.rollout import Command
 from serve_app.domain.rollout_record import RolloutReport
 from serve_app.usecases.advance_rollout import RolloutAdvancer
+from serve_app.usecases.control_replays import ReplayControl
 from serve_app.usecases.control_rollouts import RolledFamily
 from serve_app.usecases.control_versions import ControlledFamily, VersionControl
 from serve_app.usecases.demand_versions import VersionDemands
 from serve_app.usecases.follow_source import SourceFollower
+from serve_app.usecases.keep_plans import PlanKeeper
+from serve_app.usecases.keep_shadows import ShadowKeeper
 from serve_app.usecases.keep_state import StateKeeper
 from serve_app.usecases.load_model import LoadPolicy
 from serve_app.usecases.ports import TrialLimits
@@ -59,13 +71,24 @@ class Reconciler:
         set_up_logging(config.logging.level, deployment=context.deployment, replica=self._id)
         self._tick_s = config.reconciler.tick_s
         self._metrics = ReloadMetrics(config.families)
+        ProcessMetrics(self._metrics.registry, context.deployment)
         retrained = [name for name, family in config.families.items() if family.retrain is not None]
         self._retrain_metrics = RetrainMetrics(self._metrics.registry, retrained)
         self._rollout_metrics = RolloutMetrics(self._metrics.registry, config.families)
         self._clock = SystemClock()
-        self._fleet, self._gateways = HandleFleet(pools), HandleGateways(context.app_name)
+        self._fleet = HandleFleet(pools)
+        self._gateways = ShadowKeeper(
+            HandleGateways(context.app_name), memory=LastKnown(config.last_known("shadows")), clock=self._clock
+        )
         self._trial = SubprocessTrial({name: _trial_settings(config, name) for name in config.families})
         self._keeper = StateKeeper(SqlStateStore(config.store_url))
+        self._plans = PlanKeeper({name: family.rollout for name, family in config.families.items()})
+        self._rolled_out = {name: family.rolled_out for name, family in config.families.items()}
+        self._deployed = DeployedPlans(
+            self._plans, self._rolled_out, last=LastKnown(config.last_known("reconciler-user-config")),
+            on_taken=self._rollout_metrics.set_plans_refused,
+        )  # fmt: skip
+        await self._deployed.recall()
         families = {name: self._controlled(config, name, stores.get(name)) for name in config.families}
         self._control = VersionControl(
             families,
@@ -76,6 +99,11 @@ class Reconciler:
             clock=self._clock,
             meter=self._metrics,
         )
+        self._replays = ReplayControl(
+            {name: family.source for name, family in families.items()},
+            [name for name, family in config.families.items() if family.record is not None],
+            replayer=make_replayer(config, _trial_settings), shadows=self._gateways, rollouts=self._control.rollouts,
+        )  # fmt: skip
         self._warming = asyncio.create_task(self._warm_up())
         await self._until_stored()
         self._loops = [asyncio.create_task(self._lead())]
@@ -84,6 +112,12 @@ class Reconciler:
             asyncio.create_task(self._retrain(name, family.retrainer))
             for name, family in families.items()
             if family.retrainer is not None
+        ]
+        deliveries = make_deliveries(
+            config, self._keeper, leads=self._leads, clock=self._clock, registry=self._metrics.registry
+        )
+        self._loops += [
+            asyncio.create_task(deliver_for_ever(one, self._keeper, leads=self._leads)) for one in deliveries
         ]
         self._preloading = [
             asyncio.create_task(self._preload(name, demands, family.source.preloaded))
@@ -123,8 +157,8 @@ class Reconciler:
             retrainer=self._retrainer(config, name, store),
             rolled=RolledFamily(
                 advancer,
-                family.rollout,
-                partial(check_rollout, pools=[pool.name for pool in family.pools], policy=family.residency.policy),
+                self._plans,
+                partial(plan_problems, family=self._rolled_out[name]),
             ),
         )
 
@@ -163,11 +197,24 @@ class Reconciler:
             try:
                 await self._control.keep_lease()
             except ServeAppError as error:
+                self._metrics.set_store(is_up=False, leads=self._control.leads)
                 log.error("lease not renewed", reason=str(error))
             except Exception:
+                self._metrics.set_store(is_up=False, leads=self._control.leads)
                 log.exception("lease not renewed")
+            else:
+                self._metrics.set_store(is_up=True, leads=self._control.leads)
+
+    async def reconfigure(self, user_config: Any) -> None:
+        """Take the plans of a deploy for the rollouts that begin from now on. Returns at once.
+
+        A configuration that cannot be gone by is told and changes nothing: raising here would stop the replica. Ray
+        calls this once before the first request, and again whenever a deploy says something else.
+        """
+        self._deployed.take(user_config)
 
     async def _follow(self, family: str) -> None:
+        await self._deployed.known.wait()  # else a new version could go by another plan than the one that was deployed
         while True:
             try:
                 await self._control.tick(family)
@@ -212,6 +259,10 @@ class Reconciler:
         """See `ControlPlane.rollouts`."""
         return await self._control.rollouts()
 
+    async def rollout_report(self, family: str) -> ExperimentReport:
+        """See `ControlPlane.rollout_report`."""
+        return await self._control.rollout_report(family)
+
     async def start_rollout(self, family: str, **wish: Any) -> RolloutReport:
         """See `ControlPlane.start_rollout`."""
         return await self._control.start_rollout(family, **wish)
@@ -219,6 +270,14 @@ class Reconciler:
     async def command_rollout(self, family: str, command: Command, **wish: Any) -> RolloutReport:
         """See `ControlPlane.command_rollout`."""
         return await self._control.command_rollout(family, command, **wish)
+
+    async def shadow(self, family: str) -> ShadowDiff:
+        """See `ReplayPlane.shadow`."""
+        return await self._replays.shadow(family)
+
+    async def replay(self, family: str, **wish: Any) -> ReplayReport:
+        """See `ReplayPlane.replay`."""
+        return await self._replays.replay(family, **wish)
 
     async def demand(self, family: str, **wish: Any) -> VersionRef:
         """See `ControlPlane.demand`."""
@@ -239,6 +298,13 @@ class Reconciler:
     async def audit(self, *, family: str | None, limit: int) -> list[AuditEntry]:
         """See `ControlPlane.audit`."""
         return await self._control.audit(family=family, limit=limit)
+
+    def _leads(self) -> bool:
+        return self._control.leads
+
+    async def events(self, **wish: Any) -> EventPage:
+        """See `EventPlane.events`."""
+        return await self._control.events(**wish)
 
     async def metrics(self) -> tuple[str, list[MetricSnapshot]]:
         """Return the name of this replica and its metrics."""

@@ -12,6 +12,7 @@ from serve_app.adapters.clock import SystemClock
 from serve_app.adapters.journals import make_journal
 from serve_app.adapters.log_setup import set_up_logging
 from serve_app.adapters.observation_archive import ObservationArchive
+from serve_app.adapters.process_metrics import ProcessMetrics
 from serve_app.adapters.prometheus_metrics import MetricSnapshot, snapshot
 from serve_app.adapters.window_metrics import WindowMetrics
 from serve_app.config import AppConfig
@@ -41,6 +42,7 @@ class WindowStore:
         set_up_logging(config.logging.level, deployment=context.deployment, replica=self._id)
         self._settings, self._rules = settings, settings.rules
         self._metrics = WindowMetrics(family)
+        ProcessMetrics(self._metrics.registry, context.deployment)
         self._counts: Counter[Fate] = Counter()
         self._clock = SystemClock()
         self._started_at_s = self._clock.now_s()

@@ -80,7 +80,8 @@ class MetricAnalysis(_Document):
     """The verdict on one metric. `stable` and `canary` are its values over all windows, for people to read.
 
     `increase` is the estimated harm in the unit of `max_increase`. `interval` is the confidence sequence of the
-    difference, in the unit that `interval_of` names. `p_worse` is the always-valid p-value of "not worse at all".
+    difference, in the unit that `interval_of` names, `difference` its estimate. `p_worse` is the always-valid p-value
+    of "not worse at all". `n_stable` and `n_canary` say how many of each variant it rests on.
     """
 
     name: str
@@ -92,6 +93,9 @@ class MetricAnalysis(_Document):
     interval: Interval | None = None
     interval_of: str = ""
     p_worse: float | None = None
+    difference: float | None = None
+    n_stable: int = 0
+    n_canary: int = 0
 
 
 class Analysis(_Document):
@@ -248,6 +252,9 @@ def _judge_counts(
         interval=harms.interval(side_alpha),
         interval_of=interval_of,
         p_worse=p_value(log_worse),
+        difference=harms.difference,
+        n_stable=samples[0],
+        n_canary=samples[1],
     )
 
 
@@ -285,6 +292,9 @@ def _judge_mean(tally: Tally, metric: Metric, side_alpha: float) -> MetricAnalys
         increase=difference / relative_to if difference is not None and relative_to else None,
         interval=interval if math.isfinite(interval.lower) else None,
         interval_of="difference of the means",
+        difference=difference,
+        n_stable=pair.stable.count,
+        n_canary=pair.canary.count,
     )
 
 
@@ -308,6 +318,8 @@ def _judge_disagreement(tally: Tally, metric: Metric, side_alpha: float) -> Metr
         increase=disagreed / compared,
         interval=interval,
         interval_of="share of predictions that differ",
+        difference=disagreed / compared,
+        n_canary=compared,
     )
 
 
@@ -330,6 +342,8 @@ def _verdict(
         return Verdict.FAIL, f"the canary is worse, by an estimated {metric.shown_margin} or more"
     if is_below_margin:
         return Verdict.PASS, f"the canary is worse by less than {metric.shown_margin}, if at all"
+    if is_worse:
+        return Verdict.INCONCLUSIVE, f"the canary is worse, and whether by {metric.shown_margin} is not known"
     return Verdict.INCONCLUSIVE, "neither proven worse nor proven equal enough"
 
 

@@ -8,7 +8,9 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from serve_app.domain.differences import DifferenceHistogram
 from serve_app.domain.evidence import Measurement
+from serve_app.domain.histogram import LatencyHistogram
 from serve_app.domain.statistics import Moments
 
 SHADOW = "shadow"
@@ -36,8 +38,8 @@ class ShadowReport(_Document):
 
     `copied` went to the shadow, `dropped` were sampled but not sent, for the live requests had to come first; `failed`
     got no answer in time or an error. `differences` has the mean absolute difference of each pair of answers whose
-    outputs are numbers, `live_s` the latencies of the live answers that were compared, in seconds. `worst` is empty
-    unless the family may keep inputs.
+    outputs are numbers, `live_s` the latencies of the live answers that were copied, in seconds; `spread` and `live`
+    are the histograms of both. `worst` is empty unless the family may keep inputs.
     """
 
     version: str
@@ -45,7 +47,9 @@ class ShadowReport(_Document):
     dropped: Count = 0
     failed: Count = 0
     differences: Moments = Moments()
+    spread: DifferenceHistogram = DifferenceHistogram()
     live_s: Moments = Moments()
+    live: LatencyHistogram = LatencyHistogram()
     worst: tuple[WorstInput, ...] = ()
 
 
@@ -66,12 +70,15 @@ class GatewayReport(_Document):
 
     `families` has what chance assigned: only this may be compared. `segments` has what the named entities of a segment
     got, which nobody drew; it says how a variant fares, not how it compares. Requests that forced or named a version,
-    and those that fell back to another, are in neither. `exposures` and `shadows` are by family and salt.
+    and those that fell back to another, are in neither. `groups` has what chance assigned once more, by group and then
+    by variant, without histograms; beside it, as groups `segment` and `forced`, what was named and forced. `exposures`
+    and `shadows` are by family and salt.
     """
 
     gateway: str
     families: dict[str, dict[str, dict[str, Measurement]]] = {}
     segments: dict[str, dict[str, dict[str, Measurement]]] = {}
+    groups: dict[str, dict[str, dict[str, dict[str, Measurement]]]] = {}
     exposures: dict[str, dict[str, Exposure]] = {}
     shadows: dict[str, dict[str, ShadowReport]] = {}
 

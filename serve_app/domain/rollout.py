@@ -11,7 +11,8 @@ what is saved: every action may be repeated.
 
 What verdicts and limits do while the candidate is tried; what stands first decides:
 
-    fail            aborts, also while paused and, by going back to the former version, while watching
+    fail            aborts, also while paused and, by going back to the former version, while watching: some requests
+                    were held back for it, so that both are judged in the same windows
     deadline        aborts; an experiment has then run its time and succeeds
     pass            goes on once the phase has been held for its `hold_s`; an experiment goes on for its time
     cap on exposure pauses and takes the candidate off all traffic: nobody more is exposed while people look at it.
@@ -28,7 +29,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from serve_app.domain.rollout_plan import OnInconclusive, RolloutPlan, Strategy
+from serve_app.domain.rollout_plan import OnInconclusive, PlanOrigin, RolloutPlan, Strategy
 from serve_app.domain.rollout_split import split_of
 from serve_app.domain.rollout_state import (
     TRIED,
@@ -152,6 +153,7 @@ def start(
     now_s: float,
     previous: RolloutState | None = None,
     waits: bool = True,
+    plan_from: PlanOrigin = PlanOrigin.CONFIGURATION,
 ) -> RolloutState:
     """Begin the rollout of a candidate. `previous` is the family's last one; an operator need not wait for it to cool.
 
@@ -169,6 +171,7 @@ def start(
         rollout_id=rollout_id,
         family=family,
         plan=plan,
+        plan_from=plan_from,
         candidate=candidate,
         stable=stable,
         actor=actor,
@@ -249,7 +252,7 @@ def _next(state: RolloutState, findings: Findings, now_s: float) -> RolloutState
         case Phase.WATCHING if findings.verdict is Verdict.FAIL:
             return _moved(state, Phase.ABORTING, now_s=now_s, reason=_why("fail after the promotion", findings))
         case Phase.WATCHING if now_s >= state.began_at_s + state.plan.watch_s:
-            return _moved(state, Phase.SUCCEEDED, now_s=now_s, reason="watched for its time")
+            return _moved(state, Phase.SUCCEEDED, now_s=now_s, reason=_why("watched for its time", findings))
         case Phase.ABORTING if findings.progress is Progress.DONE:
             return _moved(state, Phase.ABORTED, now_s=now_s, reason="the former version answers everything")
         case phase if phase in TRIED:
@@ -276,10 +279,11 @@ def _while_tried(state: RolloutState, findings: Findings, now_s: float) -> Rollo
         return _out_of_time(state, now_s)
     is_experiment = state.phase is Phase.EXPERIMENT
     is_held = now_s >= state.began_at_s + _hold_s(state) and not is_experiment
-    goes_on = is_held and (verdict is Verdict.PASS or plan.analysis is None)
+    is_judged = state.judged_by is not None
+    goes_on = is_held and (verdict is Verdict.PASS or not is_judged)
     is_capped = _is_capped(state)
     if goes_on and (not is_capped or _following(state)[0] is not Phase.STEP):
-        return _forward(state, now_s=now_s, reason=_why("pass" if plan.analysis else "held for its time", findings))
+        return _forward(state, now_s=now_s, reason=_why("pass" if is_judged else "held for its time", findings))
     if is_capped:
         return _paused(state, PauseReason.CAP, now_s=now_s, reason="as many were exposed as the plan allows")
     if state.errors >= plan.max_errors:

@@ -7,6 +7,9 @@ from pydantic import BaseModel, ConfigDict
 
 from serve_app.domain.analysis import Analysis, Tally
 from serve_app.domain.evidence import Measurement
+from serve_app.domain.groups import GroupTally
+from serve_app.domain.looks import Looks
+from serve_app.domain.rollout_plan import NextPlan
 from serve_app.domain.rollout_split import split_of
 from serve_app.domain.rollout_state import Phase, RolloutState
 from serve_app.domain.traffic import N_BUCKETS, Split
@@ -36,7 +39,8 @@ class RolloutRecord(_Document):
     `follows` is true when the candidate is what the source called current. `is_tried` is true once the candidate has
     passed its trial, so that replicas may load it. `seen` has the gateways by their ids. `weight` is the candidate's
     weight (buckets) that stood when the counts were last pulled, None while gateways were changing over. `is_released`
-    is true when the replicas have been told after the end.
+    is true when the replicas have been told after the end. `looks` has what the analysis said over time, by the kind of
+    evidence that was looked at (see `evidence_window`), and `groups` parts of the evidence that are shown apart.
     """
 
     state: RolloutState
@@ -47,6 +51,8 @@ class RolloutRecord(_Document):
     weight: int | None = None
     analysis: Analysis | None = None
     is_released: bool = False
+    looks: dict[Phase, Looks] = {}
+    groups: dict[str, GroupTally] = {}
 
     @property
     def is_under_way(self) -> bool:
@@ -64,7 +70,7 @@ class RolloutRecord(_Document):
 class RolloutReport(_Document):
     """What is told of a rollout: its state, the split that the gateways follow, the last analysis.
 
-    `weight` is the candidate's share of the traffic in percent.
+    `weight` is the candidate's share of the traffic in percent. `next_plan` is what the family's next rollout goes by.
     """
 
     family: str
@@ -72,6 +78,7 @@ class RolloutReport(_Document):
     split: Split | None = None
     weight: float = 0.0
     analysis: Analysis | None = None
+    next_plan: NextPlan | None = None
 
 
 def report_of(record: RolloutRecord) -> RolloutReport:
@@ -87,11 +94,14 @@ def report_of(record: RolloutRecord) -> RolloutReport:
 
 
 def weight_of(state: RolloutState) -> int:
-    """Return the candidate's share of all requests, in buckets of 0.01 %; all of them once it is promoted."""
-    if is_promoted(state):
-        return N_BUCKETS
+    """Return the candidate's share of all requests, in buckets of 0.01 %.
+
+    Once it is promoted, that is all of them, but for those that are held back while it is watched.
+    """
     split = split_of(state)
-    return 0 if split is None else sum(variant.weight for variant in split.variants[1:])
+    if split is None:
+        return N_BUCKETS if is_promoted(state) else 0
+    return sum(variant.weight for variant in split.variants[1:])
 
 
 def is_promoted(state: RolloutState) -> bool:

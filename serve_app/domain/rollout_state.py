@@ -5,8 +5,9 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from serve_app.domain.analysis_plan import AnalysisPlan
 from serve_app.domain.errors import ServeAppError
-from serve_app.domain.rollout_plan import RolloutPlan, Strategy
+from serve_app.domain.rollout_plan import PlanOrigin, RolloutPlan, Strategy
 from serve_app.domain.traffic import salt_of
 from serve_app.domain.verdict import Verdict
 from serve_app.domain.version_ref import VersionRef
@@ -83,7 +84,10 @@ class NoPlanError(ServeAppError):
 
     def __init__(self, family: str) -> None:
         self.family = family
-        super().__init__(f"expected a plan: none is configured for family {family!r} (families.{family}.rollout)")
+        super().__init__(
+            f"expected a plan: none is configured for family {family!r} (families.{family}.rollout), and none deployed "
+            "(user_config of the reconciler)"
+        )
 
     def __reduce__(self) -> tuple[type["NoPlanError"], tuple[str]]:
         return type(self), (self.family,)
@@ -120,6 +124,7 @@ class Move(_Document):
 class RolloutState(_Document):
     """All that is stored of a rollout. Times are seconds since the epoch.
 
+    `plan` stands from the start on, whatever becomes of the plan at its origin; `plan_from` says where it was written.
     `step` counts from 0. `began_at_s` is when the phase, or the step, began. `came_from` is the phase whose traffic
     stays while PAUSED or PROMOTING. `errors` counts verdicts in a row, the last of them at `judged_at_s`.
     `verdict` is the last one. Exposures count answers of the candidate, and entities that got some, since this attempt
@@ -129,6 +134,7 @@ class RolloutState(_Document):
     rollout_id: str
     family: str
     plan: RolloutPlan
+    plan_from: PlanOrigin = PlanOrigin.CONFIGURATION
     candidate: VersionRef
     stable: VersionRef
     actor: str
@@ -163,6 +169,12 @@ class RolloutState(_Document):
     def salt(self) -> str:
         """What tells this attempt from all other experiments; every retry shuffles the keys anew."""
         return salt_of(self.family, f"{self.rollout_id}/{self.retries}")
+
+    @property
+    def judged_by(self) -> AnalysisPlan | None:
+        """What the evidence of this phase, or of the one that is paused, is judged by; None: by time alone."""
+        phase = self.came_from if self.phase is Phase.PAUSED else self.phase
+        return self.plan.analysis_of(is_shadow=phase is Phase.SHADOW)
 
     @property
     def overdue_at_s(self) -> float:

@@ -237,17 +237,21 @@ class MeanComparison(_Document):
         The Gaussian mixture boundary of Waudby-Smith et al. (2024; see the module) with t = `weight`: the estimate plus
         or minus `s sqrt(2 (t k + 1) / (t k) log(sqrt(t k + 1) / alpha))`, s its standard error, alpha = 2 `side_alpha`,
         and k = (-2 log alpha + log(1 - 2 log alpha)) / `intended`, their approximation of what is tightest at
-        t = `intended`. Without any spread in one of the variants nothing is known: the interval is infinite.
+        t = `intended`. While all values of both variants are the same, nothing is known: the interval is infinite.
 
         The larger of both variances stands for both. Of a skewed value a small sample with a low mean has a low
-        variance too; with its own it would be called better too often (in simulations up to 4 % instead of 1.2 %). The
-        variances are those of all windows together: too large rather than too small when levels move between windows.
+        variance too; with its own it would be called better too often (in simulations up to 4 % instead of 1.2 %). So
+        it may be one variant alone that has any, such as the only one with a wrong class: k events in n values are
+        then about sqrt(k) standard errors away from none. Where neither has any (one is always right, one always
+        wrong), that of both together stands for it. The variances are those of all windows together: too large rather
+        than too small when levels move between windows.
         """
         difference = self.difference(ratio)
-        variances = self.canary.variance, ratio * ratio * self.stable.variance
-        if difference is None or not min(variances):
+        variance = max(self.canary.variance, ratio * ratio * self.stable.variance)
+        variance = variance or ratio * ratio * self.canary.merged(self.stable).variance
+        if difference is None or not variance:
             return Interval(lower=-math.inf, upper=math.inf)
-        standard_error = math.sqrt(max(variances) * (self.canary_spread + self.stable_spread)) / self.weight
+        standard_error = math.sqrt(variance * (self.canary_spread + self.stable_spread)) / self.weight
         half = standard_error * mixture_boundary(self.weight, 2 * side_alpha, intended=intended)
         return Interval(lower=difference - half, upper=difference + half)
 

@@ -17,12 +17,12 @@ a weight changes, and goes back to the default at once when an experiment is abo
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import blake2b
 from itertools import pairwise
-from typing import Annotated, NamedTuple, Self
+from typing import Annotated, NamedTuple, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -30,6 +30,12 @@ N_BUCKETS = 10_000
 """One bucket is 0.01 % of all keys: the smallest step of a weight."""
 MAX_VARIANTS = 100
 """The table keeps one byte for each bucket; nobody compares more."""
+MAX_GROUPS = 8
+"""Each is counted by every gateway and compared on its own; intervals of more would be too wide to say anything."""
+OTHERS = "others"
+"""Name of the group of all that no group names."""
+ENTITY_FIELD = "entity"
+"""The one field of a body that is read as a targeting key, beside the entity that segments go by."""
 FORCED = "forced"
 """Name of what answers when a client forces a version that is none of the split's variants."""
 
@@ -37,6 +43,7 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 Salt = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Buckets = Annotated[int, Field(ge=0, le=N_BUCKETS)]
 """A share in steps of 0.01 %: 10,000 are all."""
+Value = TypeVar("Value")
 
 
 def buckets_of(percent: float) -> int:
@@ -91,6 +98,13 @@ class Segment(_Document):
     entities: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
 
 
+class Group(_Document):
+    """Named entities (patterns as in a segment) that are counted apart. It changes nothing about where they go."""
+
+    name: Name
+    entities: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
+
+
 class Shadow(_Document):
     """A version that gets copies of requests after they were answered; `sample` of 10,000 of them."""
 
@@ -110,7 +124,7 @@ class Split(_Document):
     """How the requests of a family are shared out. The first variant is the default; weights sum to 10,000.
 
     `salt` is what tells this experiment from all others: it enters the hash and the sticky cookie. `layout` says who
-    owns which buckets, from the lowest up, where the weights alone do not say it.
+    owns which buckets, from the lowest up, where the weights alone do not say it. `groups` are counted apart.
     """
 
     variants: Annotated[tuple[Variant, ...], Field(min_length=1, max_length=MAX_VARIANTS)]
@@ -119,10 +133,12 @@ class Split(_Document):
     targeting: Targeting | None = None
     shadow: Shadow | None = None
     layout: tuple[Run, ...] = ()
+    groups: Annotated[tuple[Group, ...], Field(max_length=MAX_GROUPS)] = ()
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
         problems = [*self._variant_problems(), *self._segment_problems(), *self._layout_problems()]
+        problems += group_problems(self.groups)
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -182,6 +198,8 @@ class Reason(StrEnum):
 
 
 _RANDOM = frozenset({Reason.COOKIE, Reason.HASH, Reason.WEIGHT})
+DRAWN = tuple(sorted(reason.value for reason in _RANDOM))
+"""What a request is counted as where there are no groups: which kind of chance chose its variant."""
 _SEGMENT, _COOKIE, _HASH, _WEIGHT = Reason.SEGMENT, Reason.COOKIE, Reason.HASH, Reason.WEIGHT
 """Names that are found at once: to look up a member of an enumeration costs 50 ns."""
 
@@ -207,6 +225,16 @@ class Assignment(NamedTuple):
     bucket: int | None = None
 
 
+def group_problems(groups: Sequence[Group]) -> list[str]:
+    """Say what is wrong with some groups."""
+    times = Counter(group.name for group in groups)
+    entities = Counter(entity for group in groups for entity in group.entities)
+    twice = sorted(name for counter in (times, entities) for name, n in counter.items() if n > 1)
+    reserved = sorted(times.keys() & {OTHERS, *(reason.value for reason in Reason)})
+    problems = [f"groups: expected every name and every entity once, found {', '.join(twice)} again"] if twice else []
+    return problems + ([f"groups: expected no reserved name, found {', '.join(reserved)}"] if reserved else [])
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class CompiledSplit:
     """A split made ready for the hot path. Stays in one process: it is made from the document, not stored."""
@@ -219,6 +247,9 @@ class CompiledSplit:
     prefixes: tuple[tuple[int, Mapping[str, Variant]], ...]
     """Patterns of segments by the length of their prefix, the longest first."""
     has_segments: bool
+    group_entities: Mapping[str, str]
+    group_prefixes: tuple[tuple[int, Mapping[str, str]], ...]
+    has_groups: bool
     bucket_hash: blake2b
     shadow_hash: blake2b
     cookie_end: str
@@ -228,22 +259,19 @@ class CompiledSplit:
 def compile_split(split: Split) -> CompiledSplit:
     """Make a split ready for `assign`; some 10 µs, to be done once for every split that arrives."""
     by_name = {variant.name: variant for variant in split.variants}
-    entities: dict[str, Variant] = {}
-    prefixes: dict[int, dict[str, Variant]] = {}
-    for segment in split.segments:
-        for entity in segment.entities:
-            if entity.endswith("*"):
-                prefixes.setdefault(len(entity) - 1, {})[entity[:-1]] = by_name[segment.variant]
-            else:
-                entities[entity] = by_name[segment.variant]
+    entities, prefixes = _patterns((segment.entities, by_name[segment.variant]) for segment in split.segments)
+    group_entities, group_prefixes = _patterns((group.entities, group.name) for group in split.groups)
     salt = split.salt.encode()
     return CompiledSplit(
         split=split,
         variants=split.variants,
         table=_table_of(split),
         entities=entities,
-        prefixes=tuple(sorted(prefixes.items(), reverse=True)),
+        prefixes=prefixes,
         has_segments=bool(split.segments),
+        group_entities=group_entities,
+        group_prefixes=group_prefixes,
+        has_groups=bool(split.groups),
         bucket_hash=blake2b(digest_size=8, key=salt, person=b"variant"),
         shadow_hash=blake2b(digest_size=8, key=salt, person=b"shadow"),
         cookie_end=f".{split.salt}",
@@ -262,7 +290,7 @@ def assign(split: CompiledSplit, facts: RequestFacts, *, draw: float) -> Assignm
     key = facts.key
     if split.has_segments:
         entity = key if facts.entity is None else facts.entity
-        if entity is not None and (chosen := _in_segment(split, entity)) is not None:
+        if entity is not None and (chosen := _named(split.entities, split.prefixes, entity)) is not None:
             return Assignment(chosen, _SEGMENT)
     if facts.cookie is not None and (kept := _kept_bucket(split, facts.cookie)) is not None:
         return Assignment(split.variants[split.table[kept]], _COOKIE, kept)
@@ -281,6 +309,13 @@ def shadow_sampled(split: CompiledSplit, key: str | None, *, draw: float) -> boo
     if split.shadow_sample == 0 or key is None:
         return draw * N_BUCKETS < split.shadow_sample
     return _bucket(split.shadow_hash, key) < split.shadow_sample
+
+
+def group_of(split: CompiledSplit, facts: RequestFacts) -> str:
+    """Return the group that a request is counted in, by its entity, or by its key where there is none."""
+    entity = facts.key if facts.entity is None else facts.entity
+    found = None if entity is None else _named(split.group_entities, split.group_prefixes, entity)
+    return OTHERS if found is None else found
 
 
 def sticky_cookie(split: CompiledSplit, assignment: Assignment) -> str | None:
@@ -353,13 +388,30 @@ def _forced(split: CompiledSplit, version: str) -> Variant:
     return found or Variant.model_construct(name=FORCED, version=version, pool=None, weight=0)
 
 
-def _in_segment(split: CompiledSplit, entity: str) -> Variant | None:
-    """Find the variant of a named entity: its own name before patterns, a longer pattern before a shorter one."""
-    if (chosen := split.entities.get(entity)) is not None:
-        return chosen
-    for length, patterns in split.prefixes:
-        if (chosen := patterns.get(entity[:length])) is not None:
-            return chosen
+def _patterns(
+    named: Iterable[tuple[Sequence[str], Value]],
+) -> tuple[dict[str, Value], tuple[tuple[int, Mapping[str, Value]], ...]]:
+    """Sort names and patterns: whole names, and prefixes by their length, the longest first."""
+    whole: dict[str, Value] = {}
+    prefixes: dict[int, dict[str, Value]] = {}
+    for entities, value in named:
+        for entity in entities:
+            if entity.endswith("*"):
+                prefixes.setdefault(len(entity) - 1, {})[entity[:-1]] = value
+            else:
+                whole[entity] = value
+    return whole, tuple(sorted(prefixes.items(), reverse=True))
+
+
+def _named(
+    whole: Mapping[str, Value], prefixes: Sequence[tuple[int, Mapping[str, Value]]], entity: str
+) -> Value | None:
+    """Find what an entity was named for: its own name before patterns, a longer pattern before a shorter one."""
+    if (found := whole.get(entity)) is not None:
+        return found
+    for length, patterns in prefixes:
+        if (found := patterns.get(entity[:length])) is not None:
+            return found
     return None
 
 

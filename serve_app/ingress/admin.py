@@ -22,6 +22,7 @@ from serve_app.ingress.error_responses import error_response
 from serve_app.ingress.reload_log import registry_facts
 from serve_app.ingress.security import AdminGuard
 from serve_app.usecases.admit_caller import CallerAdmission, RefusalMeter, TokenSource
+from serve_app.usecases.follow_events import EventFeed
 from serve_app.usecases.ports import Clock, ControlPlane
 from serve_app.usecases.predict_windows import WindowForecaster
 from serve_app.usecases.route_request import RequestRouter
@@ -54,6 +55,7 @@ class Admin:
     wait_s: float
     max_wait_s: float
     forecasters: Mapping[str, WindowForecaster] = field(default_factory=dict)
+    feed: EventFeed | None = None
 
     @classmethod
     def of(
@@ -65,8 +67,12 @@ class Admin:
         meter: RefusalMeter,
         clock: Clock,
         forecasters: Mapping[str, WindowForecaster] | None = None,
+        feed: EventFeed | None = None,
     ) -> "Admin":
-        """Put them together as the configuration says; `forecasters` are those of the temporal families."""
+        """Put them together as the configuration says; `forecasters` are those of the temporal families.
+
+        `feed` is for listeners to events; without one there is the list of events alone.
+        """
         security = config.security
         failures = FailureTable(first_delay_s=security.first_refusal_delay_s, max_delay_s=security.max_refusal_delay_s)
         admission = CallerAdmission(tokens, failures=failures, meter=meter, clock=clock, is_open=security.open_admin)
@@ -82,6 +88,7 @@ class Admin:
             wait_s=config.admin.wait_s,
             max_wait_s=config.admin.max_wait_s,
             forecasters=forecasters or {},
+            feed=feed,
         )
 
     def waiting(self) -> Callable[..., Awaitable[float]]:

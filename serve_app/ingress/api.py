@@ -10,6 +10,7 @@ from serve_app.ingress.admin import Admin
 from serve_app.ingress.admin_models import admin_models_routers
 from serve_app.ingress.asked import Scope
 from serve_app.ingress.error_responses import error_response
+from serve_app.ingress.events import events_router
 from serve_app.ingress.explain import Explanations, explain_router
 from serve_app.ingress.forecasts import Temporal, forecast_routers
 from serve_app.ingress.health import CollectMetrics, health_router
@@ -19,6 +20,7 @@ from serve_app.ingress.reload_all import reload_all_router
 from serve_app.ingress.reload_routes import admin_reload_router, models_reload_router
 from serve_app.ingress.rollouts import rollouts_router
 from serve_app.ingress.route_explanation import route_explanation_router
+from serve_app.ingress.shadow import shadow_router
 from serve_app.usecases.route_request import RequestRouter
 
 log = structlog.get_logger(__name__)
@@ -107,7 +109,9 @@ def admin_routers(router: RequestRouter, admin: Admin) -> list[APIRouter]:
         *admin_models_routers(router, admin),
         operations_router(router, admin),
         rollouts_router(router, admin),
+        shadow_router(router, admin),
         route_explanation_router(router, admin),
+        events_router(router, admin),
     ]
 
 

@@ -4,7 +4,7 @@ from typing import Final
 
 import orjson
 
-from serve_app.domain import access, errors, model_paths, rollout_state, webhook, windows
+from serve_app.domain import access, diff_report, errors, model_paths, recording, rollout_state, webhook, windows
 
 Response = tuple[int, list[tuple[bytes, bytes]], bytes]
 """Status, headers without content-length, body."""
@@ -28,6 +28,9 @@ STATUS: Final[tuple[tuple[type[Exception], int], ...]] = (
     (access.UnauthenticatedError, 401),
     (access.ForbiddenError, 403),
     (rollout_state.NoRolloutError, 404),
+    (diff_report.NoShadowError, 404),
+    (recording.NothingRecordedError, 409),
+    (recording.ReplayError, 422),
     (rollout_state.RolloutTransitionError, 409),
     (rollout_state.CoolingDownError, 409),
     (rollout_state.RolloutConflictError, 409),

@@ -145,6 +145,7 @@ def _family_body(router: RequestRouter, family: str, windows: Mapping[str, Any] 
                 "pool": status.pool,
                 "wanted": status.wanted,
                 "loaded": [loaded.version for loaded in status.versions],
+                "digests": {loaded.version: loaded.digest for loaded in status.versions},
                 "loading": status.loading,
                 "failed": status.failed,
                 "last_error": status.last_error,

@@ -34,6 +34,7 @@ from serve_app.ingress.wire import PredictAnswer, PredictBody
 from serve_app.usecases.mirror_requests import Copied, Mirror
 from serve_app.usecases.name_versions import NamedVersions
 from serve_app.usecases.ports import RequestMeter
+from serve_app.usecases.record_requests import RequestRecorder
 from serve_app.usecases.remember_predictions import PredictionMemory
 from serve_app.usecases.route_request import RequestRouter, Target
 
@@ -98,11 +99,13 @@ class Inference:
         elsewhere: frozenset[str] = frozenset(),
         mirror: Mirror | None = None,
         memory: PredictionMemory | None = None,
+        recorder: RequestRecorder | None = None,
     ) -> None:
         self._router = router
         self._targeting = Targeting(router)
         self._mirror = mirror
         self._memory = memory
+        self._recorder = recorder
         self._elsewhere = elsewhere
         self._names = names
         self._limits = limits
@@ -193,6 +196,8 @@ class Inference:
             self._memory.offer(number, target, outputs)
         seconds = time.perf_counter() - started_s
         self.meter.observe(target.family, target.version, target.variant, 200, seconds, asked.route)
+        if self._recorder is not None:
+            self._recorder.offer(target, rows, outputs, seconds)
         if asked.placed is not None:
             headers += _counted(asked.placed, target, seconds)
             if (route := asked.placed.copies_to) is not None and target is asked.placed.target:

@@ -20,6 +20,7 @@ from serve_app.domain.rollout_record import RolloutReport
 from serve_app.domain.rollout_state import NoRolloutError
 from serve_app.domain.rollout_verdict import RolloutVerdict, verdict_of
 from serve_app.ingress.admin import ROLLOUTS, Admin, admin_route, answer, family_named
+from serve_app.ingress.rollout_report import add_report
 from serve_app.usecases.route_request import RequestRouter
 
 NOT_YET: Final = 409
@@ -76,6 +77,7 @@ def rollouts_router(router: RequestRouter, admin: Admin) -> APIRouter:
     """Build the routes."""
     api = APIRouter(tags=["rollouts"], route_class=admin_route())
     _add_readers(api, router, admin)
+    add_report(api, router, admin)
     _add_commands(api, router, admin)
     return api
 

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
-from serve_app.domain.traffic import Assignment, KeySource, Reason, RequestFacts, sticky_cookie
+from serve_app.domain.traffic import ENTITY_FIELD, Assignment, KeySource, Reason, RequestFacts, sticky_cookie
 from serve_app.usecases.route_request import RequestRouter
 from serve_app.usecases.split_requests import SplitRoute
 from serve_app.usecases.target import Target
 
-ENTITY: Final = "entity"
+ENTITY: Final = ENTITY_FIELD
 """The field of a body that may be the targeting key; a split that names another one draws by weight."""
 STICKY_PREFIX: Final = "serve_app_"
 MAX_KEY_CHARACTERS: Final = 256

@@ -15,10 +15,11 @@ import structlog
 
 from serve_app.domain import reload, rollout, rollout_changes
 from serve_app.domain.analysis import Analysis, Tally, analyse, no_analysis, tallied
-from serve_app.domain.evidence_window import Window, kind_of, moved_on, window_of
+from serve_app.domain.evidence_window import Window, kind_of, looked_at, moved_on, window_of
+from serve_app.domain.experiment_report import ExperimentReport, experiment_report
 from serve_app.domain.reload import AuditEntry, FamilyRecord, Outcome
 from serve_app.domain.rollout import Command, Findings, Progress
-from serve_app.domain.rollout_plan import RolloutPlan, Strategy
+from serve_app.domain.rollout_plan import PlanOrigin, RolloutPlan, Strategy
 from serve_app.domain.rollout_record import RolloutRecord, is_promoted, report_of
 from serve_app.domain.rollout_state import NoRolloutError, Phase, RolloutConflictError, RolloutState
 from serve_app.domain.verdict import Verdict
@@ -85,6 +86,16 @@ class RolloutAdvancer:
         """What is stored of the last rollout."""
         return self._keeper.state.family(self._family).rollout
 
+    def reported(self) -> ExperimentReport:
+        """Return the report of the last rollout.
+
+        Raises:
+            NoRolloutError: There was none yet.
+        """
+        if self.rollout is None:
+            raise NoRolloutError(self._family)
+        return experiment_report(self.rollout, now_s=self._clock.now_s())
+
     @property
     def is_under_way(self) -> bool:
         """True while a rollout is not over."""
@@ -99,6 +110,7 @@ class RolloutAdvancer:
         reason: str,
         follows: bool = False,
         waits: bool = False,
+        plan_from: PlanOrigin = PlanOrigin.CALL,
     ) -> RolloutRecord:
         """Save a new rollout; the next tick begins to load the candidate.
 
@@ -125,6 +137,7 @@ class RolloutAdvancer:
             now_s=self._clock.now_s(),
             previous=record.rollout.state if record.rollout else None,
             waits=waits,
+            plan_from=plan_from,
         )
         started = RolloutRecord(state=state, follows=follows)
         await self._save(lambda record: rollout_changes.begun(record, started), actor=actor, reason=reason)
@@ -179,6 +192,10 @@ class RolloutAdvancer:
         self._meter.set_rollout(
             self._family, state.phase, weight=report_of(self._rollout).weight, verdict=state.verdict
         )
+        self._meter.set_progress(
+            self._family, requests=state.exposed_requests, entities=state.exposed_entities,
+            deadline_s=0.0 if state.phase.is_over else state.overdue_at_s,
+        )  # fmt: skip
 
     @property
     def _rollout(self) -> RolloutRecord:
@@ -202,16 +219,14 @@ class RolloutAdvancer:
             exposed_entities=window.exposed_entities,
             detail=analysis.reason if analysis is not None else "",
         )
-        observed = before.model_copy(
-            update={"tally": tally, "seen": window.seen, "weight": window.weight, "analysis": analysis}
-        )
+        observed = looked_at(before, window, tally, analysis, now_s=now_s)
         after = moved_on(observed, rollout.decide(before.state, findings, now_s=now_s).state)
         if window.is_empty and not window.exposed_requests and not _says_more(before, after, now_s):
             return
         await self._save(lambda record: record.model_copy(update={"rollout": after}))
 
     def _analysed(self, before: RolloutRecord, window: Window, *, is_told: bool) -> tuple[Tally, Analysis | None]:
-        plan = before.state.plan.analysis
+        plan = before.state.judged_by
         if plan is None:
             return before.tally, None
         if not is_told:

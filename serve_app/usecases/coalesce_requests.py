@@ -77,6 +77,11 @@ class Coalescer:
         return len(self._queue)
 
     @property
+    def calls_out(self) -> int:
+        """Number of calls that have not been answered."""
+        return len(self._batches_out)
+
+    @property
     def is_idle(self) -> bool:
         """True when nothing waits and no call is out."""
         return not self._queue and not self._batches_out

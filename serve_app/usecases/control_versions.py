@@ -21,6 +21,8 @@ from serve_app.domain.errors import (
     UnknownFamilyError,
     UnknownVersionError,
 )
+from serve_app.domain.events import EventPage
+from serve_app.domain.experiment_report import ExperimentReport
 from serve_app.domain.following import agree, pin_of
 from serve_app.domain.reload import AuditEntry, FamilyRecord, KnownVersion, Operation, Outcome, RoutingTable, VersionRef
 from serve_app.domain.rollout import Command
@@ -35,6 +37,7 @@ from serve_app.usecases.ports import BundleRef, BundleSource, Clock, Fleet, Gate
 from serve_app.usecases.reload_model import ModelReloader
 from serve_app.usecases.retrain_model import ModelRetrainer
 from serve_app.usecases.run_changes import ChangeRuns, Run
+from serve_app.usecases.watch_sources import SourceWatch
 
 LEASE_TTL_S = 15.0
 log = structlog.get_logger(__name__)
@@ -87,6 +90,7 @@ class VersionControl:
                 family.rolled.advancer.wake = self._turns[name].set
         self._lease_holder: str | None = None
         self._lease_due_s = 0.0
+        self._watch = SourceWatch(keeper, clock)
 
     @property
     def table(self) -> RoutingTable:
@@ -97,8 +101,14 @@ class VersionControl:
         trainings = {name: family.retrainer.status for name, family in self._families.items() if family.retrainer}
         retraining = {name: status for name, status in trainings.items() if status is not None}
         return reload.table_of(self._keeper.state).model_copy(
-            update={"troubles": self._runs.troubles | looks, "sources": sources, "retraining": retraining}
+            update={"troubles": self._troubles | looks, "sources": sources, "retraining": retraining}
         )
+
+    @property
+    def _troubles(self) -> dict[str, str]:
+        """Why a change did not come about, and what is wrong with deployed plans."""
+        plans, found = self._rollouts.troubles, dict(self._runs.troubles)
+        return found | {name: "; ".join(filter(None, (found.get(name), plan))) for name, plan in plans.items()}
 
     @property
     def leads(self) -> bool:
@@ -174,6 +184,11 @@ class VersionControl:
         """See `ControlPlane.rollouts`."""
         return self._rollouts.reports()
 
+    async def rollout_report(self, family: str) -> ExperimentReport:
+        """See `ControlPlane.rollout_report`."""
+        self._known(family)
+        return self._rollouts.advancer(family).reported()
+
     async def start_rollout(
         self, family: str, *, version: str | None, plan: RolloutPlan | None, force: bool, actor: str, reason: str
     ) -> RolloutReport:
@@ -183,7 +198,7 @@ class VersionControl:
             raise ReloadDisabledError(f"family {family!r} has reload mode 'none'; nothing was changed")
         async with self._starting[family]:
             self._check_free(family)
-            chosen = self._rollouts.plan(family, plan)
+            self._rollouts.plan(family, plan)  # before the source is asked
             record = self._keeper.state.family(family)
             pin = await self._check_pin(family, version)
             ref = await follower.find(version or pin, record)
@@ -193,7 +208,7 @@ class VersionControl:
                 why = record.failed[ref.digest].reason
                 raise RefusedVersionError(f"{why} (this very bundle was refused before; force tries it again)")
             follows = version is None and pin is None
-            await self._rollouts.begin(family, ref, plan=chosen, actor=actor, reason=reason, follows=follows)
+            await self._rollouts.begin(family, ref, plan=plan, actor=actor, reason=reason, follows=follows)
             return self._rollouts.report(family)
 
     async def command_rollout(self, family: str, command: Command, *, actor: str, reason: str) -> RolloutReport:
@@ -201,7 +216,7 @@ class VersionControl:
         self._known(family)
         async with self._starting[family]:
             self._check_free(family)
-            await self._rollouts.advancer(family).operate(command, actor=actor, reason=reason)
+            await self._rollouts.operate(family, command, actor=actor, reason=reason)
             self._turns[family].set()
             return self._rollouts.report(family)
 
@@ -244,6 +259,10 @@ class VersionControl:
         """See `ControlPlane.audit`."""
         return await self._keeper.audit(family=family, limit=limit)
 
+    async def events(self, *, after: int | None, family: str | None, limit: int) -> EventPage:
+        """See `EventPlane.events`."""
+        return await self._keeper.events(after=after, family=family, limit=limit)
+
     async def keep_lease(self) -> None:
         """Take or renew the lease when it is due; without it, read what its holder wrote and pass it on."""
         now_s = self._clock.monotonic_s()
@@ -277,6 +296,7 @@ class VersionControl:
                     pass
                 elif agree(statuses) or (statuses and record.active is None):  # between two pins nothing is followed
                     await self._follow(family, record, pin_of(statuses))
+                await self._watch.look(family, self._families[family].follower)
         await self._heal(family, statuses)
 
     async def _roll(self, family: str, statuses: Sequence[ReplicaStatus]) -> bool:
@@ -287,6 +307,7 @@ class VersionControl:
         rollout, pin = self._rollouts.under_way(family), pin_of(statuses)
         if rollout is not None and pin is not None and pin != rollout.state.candidate.version:
             await self._rollouts.end(family, actor="user_config", reason=f"pinned to {pin}")
+        await self._rollouts.heed(family)
         await rolled.advancer.tick()
         return rolled.advancer.is_under_way
 
@@ -300,7 +321,9 @@ class VersionControl:
             self._runs.troubles.pop(family, None)
         if wish is None:
             return
-        if self._rollouts.is_for(family, record):
+        if (held_because := self._rollouts.held_because(family, record)) is not None:
+            self._runs.troubles[family] = f"{wish.ref.version} waits: {held_because}"
+        elif self._rollouts.is_for(family, record):
             if (why_not := await self._rollouts.follow(family, wish)) is not None:
                 self._runs.troubles[family] = why_not
         else:

@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
+from serve_app.domain.differences import DifferenceHistogram, bucket_of
 from serve_app.domain.evidence import Measurement
 from serve_app.domain.exposure import (
     FORGET_AFTER_S,
@@ -18,11 +19,14 @@ from serve_app.domain.exposure import (
 )
 from serve_app.domain.histogram import LAST_BUCKET, LatencyHistogram, upper_edge_s
 from serve_app.domain.statistics import Moments
+from serve_app.domain.traffic import Reason
 
 _PLACES = 1 << 20
 _EDGES = [upper_edge_s(bucket) for bucket in range(LAST_BUCKET)]
 """Upper edges of all buckets but the last: to search them is faster than to compute a logarithm."""
 Told = TypeVar("Told")
+_EMPTY = Measurement()
+_NAMED, _FORCED = Reason.SEGMENT.value, Reason.FORCED.value
 
 
 class KeySketch:
@@ -84,10 +88,13 @@ class VariantTally:
     def measured(self) -> Measurement:
         """Return all of it."""
         counts = {bucket: count for bucket, count in enumerate(self.latency) if count}
+        return self.counted().model_copy(update={"latency": LatencyHistogram(counts=counts)})
+
+    def counted(self) -> Measurement:
+        """Return all of it but the histogram."""
         return Measurement(
             requests=self.requests,
             errors=self.errors,
-            latency=LatencyHistogram(counts=counts),
             latency_s=Moments(count=self.requests, total=self.total_s, squares=self.squares),
             compared=self.compared,
             disagreed=self.disagreed,
@@ -98,16 +105,27 @@ class VariantTally:
 class ShadowTally:
     """Counts the copies for one shadow."""
 
-    __slots__ = ("copied", "differences", "dropped", "failed", "live_s", "version", "worst")
+    __slots__ = ("copied", "dropped", "equal", "failed", "live", "spread", "sums", "version", "worst")
 
     def __init__(self, version: str) -> None:
         self.version = version
         self.copied = 0
         self.dropped = 0
         self.failed = 0
-        self.differences = _Sums()
-        self.live_s = _Sums()
+        self.sums = _Sums()
+        self.equal = 0
+        self.spread: dict[int, int] = {}
+        self.live = VariantTally()
         self.worst: list[WorstInput] = []
+
+    def add_difference(self, difference: float) -> None:
+        """Count how far two answers were apart: 0 or more, and finite."""
+        self.sums.add(difference)
+        if difference > 0:
+            bucket = bucket_of(difference)
+            self.spread[bucket] = self.spread.get(bucket, 0) + 1
+        else:
+            self.equal += 1
 
     def is_among_worst(self, difference: float) -> bool:
         """Say whether an input that was answered this differently would be kept."""
@@ -119,13 +137,16 @@ class ShadowTally:
 
     def reported(self) -> ShadowReport:
         """Return all of it."""
+        live = self.live.measured()
         return ShadowReport(
             version=self.version,
             copied=self.copied,
             dropped=self.dropped,
             failed=self.failed,
-            differences=self.differences.moments(),
-            live_s=self.live_s.moments(),
+            differences=self.sums.moments(),
+            spread=DifferenceHistogram(equal=self.equal, counts=dict(self.spread)),
+            live_s=live.latency_s,
+            live=live.latency,
             worst=tuple(self.worst),
         )
 
@@ -148,10 +169,13 @@ class _Sums:
 
 
 class SplitTally:
-    """Counts of one split. `drawn` by chance, `named` by segments, `forced` by clients; each by variant."""
+    """Counts of one split. `drawn` by chance, `named` by segments, `forced` by clients; each by variant.
+
+    What was drawn is counted by group as well: by variant and group, or by the kind of chance where there is none.
+    """
 
     def __init__(self) -> None:
-        self.drawn: dict[str, VariantTally] = {}
+        self.drawn: dict[tuple[str, str], VariantTally] = {}
         self.named: dict[str, VariantTally] = {}
         self.forced: dict[str, VariantTally] = {}
         self.seen = KeySketch()
@@ -164,21 +188,35 @@ class SplitTally:
 
     def measurements(self) -> dict[str, Measurement]:
         """Return what may be compared."""
-        found = _measured(self.drawn)
+        found: dict[str, Measurement] = {}
+        for (variant, _), tally in self.drawn.items():
+            found[variant] = found.get(variant, _EMPTY).merged(tally.measured())
         return found if self.shadow is None else {**found, SHADOW: self.copies.measured()}
 
     def named_measurements(self) -> dict[str, Measurement]:
         """Return what the entities of segments got."""
         return _measured(self.named)
 
+    def group_measurements(self) -> dict[str, dict[str, Measurement]]:
+        """Return what each group got, by variant; beside the groups those that segments named or clients forced.
+
+        Without histograms: there may be many groups, and what is shown of them are errors and means.
+        """
+        found: dict[str, dict[str, Measurement]] = {}
+        places = [(group, variant, tally) for (variant, group), tally in self.drawn.items()]
+        places += [(_NAMED, variant, tally) for variant, tally in self.named.items()]
+        places += [(_FORCED, variant, tally) for variant, tally in self.forced.items()]
+        for group, variant, tally in places:
+            if tally.requests:
+                found.setdefault(group, {})[variant] = tally.counted()
+        return found
+
     def exposure(self) -> Exposure:
         """Return what was exposed to any other variant than the default."""
-        tallies = (
-            tally
-            for by_variant in (self.drawn, self.named, self.forced)
-            for name, tally in by_variant.items()
-            if name != self.default
-        )
+        tallies = [tally for (name, _), tally in self.drawn.items() if name != self.default]
+        tallies += [
+            tally for by_name in (self.named, self.forced) for name, tally in by_name.items() if name != self.default
+        ]
         return Exposure(requests=sum(tally.requests for tally in tallies), entities=self.exposed.distinct)
 
 
@@ -217,6 +255,7 @@ class EvidenceBook:
             gateway=gateway,
             families=self._by_family(SplitTally.measurements),
             segments=self._by_family(SplitTally.named_measurements),
+            groups=self._by_family(SplitTally.group_measurements),
             exposures=self._by_family(SplitTally.exposure),
             shadows=self._by_family(lambda tally: tally.shadow.reported() if tally.shadow is not None else None),
         )

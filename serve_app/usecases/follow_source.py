@@ -63,6 +63,10 @@ class SourceFollower:
         self._n_failed = 0
         self.pin: str | None = None
         self.trouble: str | None = None
+        self.away: str | None = None
+        """Why the source could not be read when it was last asked."""
+        self.has_looked = False
+        self.has_asked = False
         self._told: str | None = None
 
     @property
@@ -86,6 +90,7 @@ class SourceFollower:
     async def look(self, record: FamilyRecord, pin: str | None) -> Wish | None:
         """Ask for the pin, or for what the source calls current, and return it when it is news."""
         pin_before, self.pin = self.pin, pin
+        self.has_looked = True
         self._look_again_in(self._rule.interval_s)
         if pin is None and record.active is not None and not self._rule.polls:
             return None
@@ -93,9 +98,11 @@ class SourceFollower:
             found = await self._ask(pin, record)
         except (SourceError, UnknownVersionError) as error:
             self._meter.count_source_error(self._family)
+            self.away, self.has_asked = (str(error) if isinstance(error, SourceError) else None), True
             self._failed(str(error), self._retry_delay_s())
             return await self._remembered() if record.active is None and pin is None else None
         self._n_failed, self._next_try_at_s, self.trouble = 0, None, None
+        self.away, self.has_asked = None, True
         if found is not None and found[0].digest not in record.failed:
             self._told = None
         if found is None:

@@ -1,22 +1,19 @@
 """Copies of answered requests for a version that is looked at: bounded, sampled, and the first to be dropped."""
 
 import asyncio
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-import numpy as np
 import structlog
 from numpy.typing import NDArray
 
 from serve_app.domain.errors import OverloadedError, UnknownVersionError
-from serve_app.domain.exposure import WorstInput
 from serve_app.usecases.coalesce_requests import Rows
+from serve_app.usecases.compare_answers import Comparison, Pair, count_compared
 from serve_app.usecases.split_requests import SplitRoute
 from serve_app.usecases.target import Target
 
-MAX_KEPT_ROWS: Final = 10
-"""Rows of one of the worst inputs; of a larger request only the first are kept."""
 log = structlog.get_logger(__name__)
 
 
@@ -33,11 +30,13 @@ class Copied:
 
 @dataclass(frozen=True, slots=True)
 class MirrorLimits:
-    """Bounds of the copies.
+    """Bounds of the copies of one family.
 
     `at_once` copies of one gateway may be under way (default 2: a shadow is to be measured, not to keep up), each for
     `timeout_s` (default 2). None is sent while this event loop is later than `max_lag_s` (default 5 ms). Numbers agree
     when they differ by at most `atol + rtol * |live|`; `keeps_inputs` says whether the worst inputs may be kept.
+    After each copy none is sent for so long that copies are under way in at most `busy_share` of the time (default 1:
+    always).
     """
 
     at_once: int = 2
@@ -46,46 +45,93 @@ class MirrorLimits:
     rtol: float = 1e-3
     atol: float = 1e-9
     keeps_inputs: bool = False
+    busy_share: float = 1.0
+
+    @property
+    def comparison(self) -> Comparison:
+        """How answers are compared."""
+        return Comparison(self.rtol, self.atol, self.keeps_inputs)
+
+
+_DEFAULT: Final = MirrorLimits()
+
+
+class CopyMeter(Protocol):
+    """Counts compared copies. Called on the event loop for each: it must return in a microsecond."""
+
+    def count_compared(self, family: str, version: str, *, agrees: bool) -> None:
+        """Count one answer of a shadow; `version` is the shadow's."""
+        ...
 
 
 class Mirror:
-    """Sends copies and compares what comes back. Lives on one event loop."""
+    """Sends copies and compares what comes back. Lives on one event loop.
 
-    def __init__(self, limits: MirrorLimits) -> None:
+    Args:
+        limits: Of all families but those in `by_family`.
+        by_family: Limits of single families.
+        meter: Counts the copies that were compared; none: nobody does.
+    """
+
+    def __init__(
+        self,
+        limits: MirrorLimits = _DEFAULT,
+        *,
+        by_family: Mapping[str, MirrorLimits] | None = None,
+        meter: CopyMeter | None = None,
+    ) -> None:
         self._limits = limits
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._by_family = dict(by_family or {})
+        self._meter = meter
+        self._under_way: dict[str, set[asyncio.Task[None]]] = {}
+        self._rests_until_s: dict[str, float] = {}
+
+    def limits_of(self, family: str) -> MirrorLimits:
+        """Return the bounds of a family's copies."""
+        return self._by_family.get(family, self._limits)
 
     def offer(self, copied: Copied) -> None:
         """Send a copy if nothing live has to wait for it; returns at once and never raises."""
         shadow, tally = copied.route.shadow, copied.route.tally.shadow
         if tally is None:
             return
-        is_busy = len(self._under_way) >= self._limits.at_once or copied.live.coalescer.queued > 0
+        family = copied.live.family
+        limits = self.limits_of(family)
+        under_way = self._under_way.setdefault(family, set())
+        is_busy = len(under_way) >= limits.at_once or copied.live.coalescer.queued > 0
         if shadow is None or is_busy or shadow.coalescer.queued > 0:
             tally.dropped += 1
             return
-        task = asyncio.get_running_loop().create_task(self._copy(copied, shadow))
-        self._under_way.add(task)
-        task.add_done_callback(self._under_way.discard)
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._rests_until_s.get(family, 0.0):
+            tally.dropped += 1
+            return
+        task = loop.create_task(self._copy(copied, shadow, limits))
+        under_way.add(task)
+        task.add_done_callback(under_way.discard)
 
     async def settled(self) -> None:
         """Wait until no copy is under way."""
-        while self._under_way:
-            await asyncio.wait(self._under_way)
+        while tasks := [task for some in self._under_way.values() for task in some]:
+            await asyncio.wait(tasks)
 
-    async def _copy(self, copied: Copied, shadow: Target) -> None:
+    async def _copy(self, copied: Copied, shadow: Target, limits: MirrorLimits) -> None:
         tally, copies = copied.route.tally.shadow, copied.route.tally.copies
         assert tally is not None, "a copy is offered only where there is a shadow"
         loop = asyncio.get_running_loop()
         asked_s = loop.time()
         await asyncio.sleep(0)  # everything that is ready goes first
         started_s = loop.time()
-        if started_s - asked_s > self._limits.max_lag_s or copied.live.coalescer.queued > 0:
+        if started_s - asked_s > limits.max_lag_s or copied.live.coalescer.queued > 0:
             tally.dropped += 1
             return
         try:
-            async with asyncio.timeout(self._limits.timeout_s):
-                outputs = await shadow.coalescer.submit(copied.rows)
+            try:
+                async with asyncio.timeout(limits.timeout_s):
+                    outputs = await shadow.coalescer.submit(copied.rows)
+            finally:
+                rest_s = (loop.time() - started_s) * (1 / limits.busy_share - 1)
+                self._rests_until_s[shadow.family] = loop.time() + rest_s
         except (OverloadedError, UnknownVersionError):
             tally.dropped += 1
             return
@@ -96,48 +142,9 @@ class Mirror:
             log.debug("copy failed", family=shadow.family, version=shadow.version, reason=str(error))
             return
         tally.copied += 1
-        tally.live_s.add(copied.seconds)
+        tally.live.count(200, copied.seconds)
         copies.count(200, loop.time() - started_s)
-        self._compare(copied, outputs)
-
-    def _compare(self, copied: Copied, outputs: NDArray[Any]) -> None:
-        tally, copies = copied.route.tally.shadow, copied.route.tally.copies
-        assert tally is not None, "a copy is offered only where there is a shadow"
-        agree, difference = compared(copied.outputs, outputs, rtol=self._limits.rtol, atol=self._limits.atol)
-        copies.compared += 1
-        copies.disagreed += not agree
-        if difference is None:
-            return
-        mean, largest = difference
-        tally.differences.add(mean)
-        if self._limits.keeps_inputs and tally.is_among_worst(largest):
-            rows = tuple(tuple(float(value) for value in row) for row in copied.rows[:MAX_KEPT_ROWS])
-            live, shadow = _listed(copied.outputs), _listed(outputs)
-            tally.keep(WorstInput(difference=largest, rows=rows, live=live, shadow=shadow))
-
-
-def compared(
-    live: NDArray[Any], shadow: NDArray[Any], *, rtol: float, atol: float
-) -> tuple[bool, tuple[float, float] | None]:
-    """Say whether two answers (n_rows, n_outputs) agree, and their mean and largest absolute difference.
-
-    Fractions agree within the bounds, everything else if it is equal. There is no difference of what are no numbers,
-    of answers of different shapes, and of those that are not finite.
-    """
-    if live.shape != shadow.shape:
-        return False, None
-    if not (np.issubdtype(live.dtype, np.number) and np.issubdtype(shadow.dtype, np.number)):
-        return bool(np.array_equal(live, shadow)), None
-    differences = np.abs(live.astype(np.float64) - shadow.astype(np.float64))
-    is_exact = np.issubdtype(live.dtype, np.integer) and np.issubdtype(shadow.dtype, np.integer)
-    near = 0.0 if is_exact else rtol
-    agree = bool(np.allclose(shadow, live, rtol=near, atol=0.0 if is_exact else atol, equal_nan=True))
-    largest = float(differences.max(initial=0.0))
-    return agree, (float(differences.mean()), largest) if math.isfinite(largest) and differences.size else None
-
-
-def _listed(outputs: NDArray[Any]) -> tuple[tuple[float | str, ...], ...]:
-    return tuple(
-        tuple(value if isinstance(value, str) else float(value) for value in row)
-        for row in outputs[:MAX_KEPT_ROWS].tolist()
-    )
+        pair = Pair(copied.rows, copied.outputs, outputs)
+        agrees = count_compared(tally, copies, pair, limits.comparison)
+        if self._meter is not None:
+            self._meter.count_compared(shadow.family, shadow.version, agrees=agrees)

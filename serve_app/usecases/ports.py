@@ -8,22 +8,17 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from serve_app.domain.events import Event
 from serve_app.domain.exposure import GatewayReport
 from serve_app.domain.manifest import Manifest
-from serve_app.domain.reload import (
-    AuditEntry,
-    KnownVersion,
-    Operation,
-    Outcome,
-    Phase,
-    RoutingTable,
-    StoredState,
-    VersionRef,
-)
+from serve_app.domain.reload import AuditEntry, KnownVersion, Operation, Outcome, Phase, RoutingTable, StoredState
 from serve_app.domain.signature import Signature
 from serve_app.domain.source_status import SourceStatus
 from serve_app.domain.status import ReplicaStatus
 from serve_app.domain.temporal import TemporalShape
+from serve_app.domain.version_ref import VersionRef
+from serve_app.usecases.event_ports import EventLog, EventPlane
+from serve_app.usecases.replay_ports import ReplayPlane
 from serve_app.usecases.rollout_ports import RolloutPlane
 
 
@@ -229,7 +224,7 @@ class RequestMeter(Protocol):
         ...
 
 
-class StateStore(Protocol):
+class StateStore(EventLog, Protocol):
     """Keeps what the control plane must not forget. Blocking; safe to call from several threads; does not retry."""
 
     def read(self) -> StoredState:
@@ -240,8 +235,11 @@ class StateStore(Protocol):
         """
         ...
 
-    def write(self, state: StoredState, *, expected_revision: int, entry: AuditEntry | None = None) -> None:
-        """Replace the state if its revision still is `expected_revision`, and append `entry`: both or nothing.
+    def write(
+        self, state: StoredState, *, expected_revision: int, entry: AuditEntry | None = None,
+        events: Sequence[Event] = (),
+    ) -> None:  # fmt: skip
+        """Replace the state if its revision still is `expected_revision`, append `entry` and `events`: all or nothing.
 
         Raises:
             StaleRevisionError: Another writer was faster; read again.
@@ -299,7 +297,7 @@ class Trial(Protocol):
         ...
 
 
-class ControlPlane(RolloutPlane, Protocol):
+class ControlPlane(RolloutPlane, EventPlane, ReplayPlane, Protocol):
     """Changes versions. The Reconciler is behind it; it may be away for hours without any harm to predictions."""
 
     async def reload(

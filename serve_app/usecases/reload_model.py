@@ -204,7 +204,11 @@ class ModelReloader:
         change = self.record.change
         assert change is not None, "only a change under way is given up"
         now_s = self._clock.now_s()
-        await self._save(lambda record: reload.abort(record, reason=why, now_s=now_s, blame_bundle=blame_bundle))
+        await self._keeper.update(
+            self._family,
+            lambda record: reload.abort(record, reason=why, now_s=now_s, blame_bundle=blame_bundle),
+            reason=why,
+        )
         await self._fleet.hold(self._family, reload.wanted_versions(self.record))
         if change.phase is Phase.PREPARE:  # before, no replica has met it
             await self._fleet.evict(self._family, change.to)

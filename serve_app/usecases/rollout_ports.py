@@ -2,6 +2,7 @@
 
 from typing import Protocol
 
+from serve_app.domain.experiment_report import ExperimentReport
 from serve_app.domain.rollout import Command
 from serve_app.domain.rollout_plan import RolloutPlan
 from serve_app.domain.rollout_record import RolloutReport
@@ -14,6 +15,15 @@ class RolloutPlane(Protocol):
 
     async def rollouts(self) -> list[RolloutReport]:
         """Return the last rollout of each family that has had one, under way or over."""
+        ...
+
+    async def rollout_report(self, family: str) -> ExperimentReport:
+        """Return the report of a family's last rollout: what was compared, what was found, what was done.
+
+        Raises:
+            NoRolloutError: The family has had none.
+            UnknownFamilyError, UnavailableError: As `reload`.
+        """
         ...
 
     async def start_rollout(
@@ -47,4 +57,8 @@ class RolloutMeter(Protocol):
 
     def set_rollout(self, family: str, phase: Phase, *, weight: float, verdict: Verdict | None) -> None:
         """Say the phase of a family's rollout, the candidate's share of the requests in percent, the last verdict."""
+        ...
+
+    def set_progress(self, family: str, *, requests: int, entities: int, deadline_s: float) -> None:
+        """Say what the candidate has answered, and when it is taken back (seconds since the epoch; 0: it is over)."""
         ...

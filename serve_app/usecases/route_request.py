@@ -143,6 +143,11 @@ class RequestRouter:
         found = (v for status in self.statuses(family) for v in status.versions if v.version == version)
         return next(found, None)
 
+    def load(self, family: str) -> tuple[int, int]:
+        """Return how many requests of a family wait, and how many calls for it are out."""
+        coalescers = [target.coalescer for (name, _, _), target in self._by_pool.items() if name == family]
+        return sum(one.queued for one in coalescers), sum(one.calls_out for one in coalescers)
+
     def source(self, family: str) -> SourceStatus | None:
         """Return how the source of a family is, or None while the control plane has not told."""
         return self._table.sources.get(family)

@@ -17,6 +17,7 @@ from serve_app.domain.traffic import (
     assign,
     compile_split,
     fallbacks,
+    group_of,
     shadow_sampled,
 )
 from serve_app.usecases.count_evidence import ShadowTally, SplitTally, VariantTally
@@ -36,7 +37,7 @@ Find = Callable[[str, str | None], Target | None]
 class SplitRoute:
     """Chooses the target of each request. Lives on one event loop.
 
-    Targets are made once for each variant and reason, so that whatever is cached by target stays cached.
+    Targets are made once for each variant, reason and group, so that whatever is cached by target stays cached.
 
     Args:
         split: What to do.
@@ -53,7 +54,8 @@ class SplitRoute:
         self._default = split.default
         self._find = find
         self._draw = draw
-        self._targets: dict[tuple[str, Reason], Target] = {}
+        self._has_groups = bool(split.groups)
+        self._targets: dict[tuple[str, Reason, str], Target] = {}
         self._chosen: dict[RequestFacts, tuple[Target, Assignment]] = {}
         self._shadow: Target | None = None
         tally.default = split.default.name
@@ -76,10 +78,11 @@ class SplitRoute:
             return known
         assignment = assign(self.compiled, facts, draw=self._draw())
         variant, reason, _ = assignment
-        place = (variant.version, reason) if reason is _FORCED else (variant.name, reason)
+        group = group_of(self.compiled, facts) if self._has_groups else ""
+        place = (variant.version if reason is _FORCED else variant.name, reason, group)
         target = self._targets.get(place)
         if target is None:
-            target = self._target(assignment)
+            target = self._target(assignment, group)
             if target is not None:  # what clients force and nobody has would be kept for ever
                 self._targets[place] = target
         if not counts or target is None or (tally := target.tally) is None:
@@ -97,19 +100,28 @@ class SplitRoute:
             self.tally.exposed.add(exposed)
         return target, assignment
 
-    def _target(self, assignment: Assignment) -> Target | None:
+    def _target(self, assignment: Assignment, group: str) -> Target | None:
         chosen, reason = assignment.variant, assignment.reason
         if (found := self._find(chosen.version, chosen.pool)) is not None:
-            tallies = {Reason.FORCED: self.tally.forced, Reason.SEGMENT: self.tally.named}.get(reason, self.tally.drawn)
             is_ours = chosen in self.split.variants
-            tally = tallies.setdefault(chosen.name, VariantTally()) if is_ours else None
-            salt = self.split.salt if is_ours else ""
+            tally = self._tally(chosen.name, reason, group or reason.value) if is_ours else None
+            is_compared = is_ours and len(self.split.variants) > 1  # else labels of one side alone would be evidence
+            salt = self.split.salt if is_compared else ""
             return replace(found, variant=chosen.name, reason=reason.value, tally=tally, salt=salt)
         for other in fallbacks(self.compiled, assignment):
             if (found := self._find(other.version, other.pool)) is not None:
                 is_forced = reason is Reason.FORCED
                 return replace(found, variant=other.name, reason=reason.value if is_forced else FALLBACK)
         return None
+
+    def _tally(self, variant: str, reason: Reason, group: str) -> VariantTally:
+        match reason:
+            case Reason.FORCED:
+                return self.tally.forced.setdefault(variant, VariantTally())
+            case Reason.SEGMENT:
+                return self.tally.named.setdefault(variant, VariantTally())
+            case _:
+                return self.tally.drawn.setdefault((variant, group), VariantTally())
 
     @property
     def shadow(self) -> Target | None:

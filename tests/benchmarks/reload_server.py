@@ -57,6 +57,11 @@ class ReloadServer:
         """What is put under load."""
         return f"{self.instance.address}/predict/{FAMILY}"
 
+    @property
+    def admin(self) -> dict[str, str]:
+        """Headers of an admin call."""
+        return {"X-Admin-Token": self.instance.state.admin_token_file.read_text().strip()}
+
     def write(self, version: str, kind: Kind = Kind.GOOD) -> str:
         """Write a bundle and return its version."""
         write_iris(self.root, version, kind)
@@ -109,16 +114,13 @@ class ReloadServer:
 
     def _admin(self, path: str, **params: str) -> Told:
         called_s = time.monotonic()
-        answer = self.http.post(path, params={"family": FAMILY, **params}, headers=self._token())
+        answer = self.http.post(path, params={"family": FAMILY, **params}, headers=self.admin)
         answered_s = time.monotonic()
         operation_id = answer.headers.get("x-operation-id", "")
-        known = self.http.get(f"/admin/operations/{operation_id}", headers=self._token()).json() if operation_id else {}
+        known = self.http.get(f"/admin/operations/{operation_id}", headers=self.admin).json() if operation_id else {}
         reason = known.get("detail") or answer.json().get("error") or answer.json().get("detail") or ""
         outcome = str(known.get("outcome") or answer.status_code)
         return Told(called_s, answered_s, outcome, "" if answer.is_success else str(reason))
-
-    def _token(self) -> dict[str, str]:
-        return {"X-Admin-Token": self.instance.state.admin_token_file.read_text().strip()}
 
 
 @contextmanager

@@ -5,7 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 from serve_app.domain import rollout
+from serve_app.domain.diff_report import NoShadowError, ShadowDiff
 from serve_app.domain.errors import (
+    InvalidInputError,
     NotOfferedError,
     PinnedError,
     SourceError,
@@ -13,6 +15,9 @@ from serve_app.domain.errors import (
     UnknownFamilyError,
     UnknownVersionError,
 )
+from serve_app.domain.events import Event, EventPage
+from serve_app.domain.experiment_report import ExperimentReport, experiment_report
+from serve_app.domain.recording import ReplayReport
 from serve_app.domain.reload import AuditEntry, KnownVersion, Operation, Outcome, Phase, VersionRef
 from serve_app.domain.rollout import Command, Findings, Progress
 from serve_app.domain.rollout_plan import RolloutPlan
@@ -27,8 +32,10 @@ class FakeControlPlane:
 
     With `is_held` a change stays under way until `finish`. Set `error` to make every call raise it. `asked` holds what
     every reload and rollback asked for; `on_commit(family, version)` is called when another version becomes active.
+    `shadows` and `replays` are what is told of a family's shadow, and of a version's replay.
     Set `plans[family]` to let reloads begin rollouts; `rolled` holds them, for a test to change.
     `offers` maps the model and version that a demand names to the version that is then loaded, or to an error;
+    `told` holds the events, for a test to add to.
     `demanded` holds every demand, `on_demand(family, version)` is called when one is loaded.
     """
 
@@ -39,6 +46,7 @@ class FakeControlPlane:
         self.is_held = False
         self.asked: list[dict[str, Any]] = []
         self.entries: list[AuditEntry] = []
+        self.told: list[Event] = []
         self.looked: list[str] = []
         self.offers: dict[tuple[str | None, str | None], str | Exception] = {}
         self.demanded: list[tuple[str | None, str | None, bool]] = []
@@ -48,6 +56,9 @@ class FakeControlPlane:
         self.generation = 0
         self.plans: dict[str, RolloutPlan] = {}
         self.rolled: dict[str, RolloutRecord] = {}
+        self.shadows: dict[str, ShadowDiff] = {}
+        self.replays: dict[str, ReplayReport] = {}
+        self.replayed: list[tuple[str, str, int | None, str]] = []
         self._on_commit = on_commit
         self._known: dict[str, list[KnownVersion]] = {family: [] for family in families}
         self._active: dict[str, str] = {}
@@ -101,6 +112,13 @@ class FakeControlPlane:
         self._maybe_fail()
         return [report_of(record) for record in self.rolled.values()]
 
+    async def rollout_report(self, family: str) -> ExperimentReport:
+        """Return the report of the last rollout."""
+        self._maybe_fail()
+        if family not in self.rolled:
+            raise NoRolloutError(family)
+        return experiment_report(self.rolled[family], now_s=NOW_S + 3)
+
     async def start_rollout(
         self, family: str, *, version: str | None, plan: RolloutPlan | None, force: bool, actor: str, reason: str
     ) -> RolloutReport:
@@ -128,6 +146,26 @@ class FakeControlPlane:
         state = rollout.operate(self.rolled[family].state, command, actor=actor, now_s=NOW_S + 2, reason=reason)
         self.rolled[family] = self.rolled[family].model_copy(update={"state": state})
         return report_of(self.rolled[family])
+
+    async def shadow(self, family: str) -> ShadowDiff:
+        """Return what stands in `shadows`."""
+        self._maybe_fail()
+        if family not in self.rolled:
+            raise NoRolloutError(family)
+        if family not in self.shadows:
+            raise NoShadowError(family)
+        return self.shadows[family]
+
+    async def replay(self, family: str, *, version: str, limit: int | None, actor: str) -> ReplayReport:
+        """Return what stands in `replays` for a version, and note in `replayed` that it was asked for."""
+        self._maybe_fail()
+        known = [one.version for one in self._known_of(family)]
+        if version not in known:
+            raise NotOfferedError(f"the source of {family!r} has no version {version!r}; it has {', '.join(known)}")
+        if version not in self.replays:
+            raise InvalidInputError(f"family {family!r} records no requests (families.{family}.record)")
+        self.replayed.append((family, version, limit, actor))
+        return self.replays[version]
 
     async def demand(
         self, family: str, *, model: str | None, version: str | None, wait_s: float, renew: bool = False
@@ -174,6 +212,14 @@ class FakeControlPlane:
         """Return what was done, newest first."""
         self._maybe_fail()
         return [entry for entry in reversed(self.entries) if family in (None, entry.family)][:limit]
+
+    async def events(self, *, after: int | None, family: str | None, limit: int) -> EventPage:
+        """Return what a test has told."""
+        self._maybe_fail()
+        fitting = [event for event in self.told if family in (None, event.family) and event.id > (after or 0)]
+        chosen = fitting[:limit] if after is not None else fitting[len(fitting) - min(limit, len(fitting)) :]
+        newest = self.told[-1].id if self.told else 0
+        return EventPage(events=tuple(chosen), oldest=min(1, newest), newest=newest)
 
     def finish(self) -> None:
         """Let the changes end that are under way."""

@@ -172,7 +172,12 @@ class FakeRolloutMeter:
 
     def __init__(self) -> None:
         self.told: dict[str, tuple[Phase, float, Verdict | None]] = {}
+        self.progress: dict[str, tuple[int, int, float]] = {}
 
     def set_rollout(self, family: str, phase: Phase, *, weight: float, verdict: Verdict | None) -> None:
         """See `RolloutMeter.set_rollout`."""
         self.told[family] = (phase, weight, verdict)
+
+    def set_progress(self, family: str, *, requests: int, entities: int, deadline_s: float) -> None:
+        """See `RolloutMeter.set_progress`."""
+        self.progress[family] = (requests, entities, deadline_s)

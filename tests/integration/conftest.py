@@ -62,6 +62,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     iris["pools"] = [{"num_cpus": 0.1}]
     iris["trial"] = {"timeout_s": 10, "memory_bytes": 256 << 20}
     iris["reload"] = {"interval_s": 1.0}
+    iris["record"] = {"sample": 100, "max_requests": 2000}
     config = directory / "config.yaml"
     config.write_text(yaml.safe_dump(document))
     (port,) = choose_free(1)

@@ -20,7 +20,8 @@ ENDS_WITHIN_S = 240.0
 GONE_WITHIN_S = 0.1
 """After the first answer of the generation that ended the rollout."""
 ERRORS = {"kind": "error_rate", "max_increase": 0.005}
-LATENCY = {"kind": "latency_quantile", "quantile": 0.95, "max_increase": 0.2}
+LATENCY = {"kind": "latency_quantile", "quantile": 0.5, "max_increase": 0.1}
+"""Of the median: beside other work on the machine the slowest answers say little about the model."""
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +62,11 @@ def await_end(server: Server) -> str:
     return str(phase(server))
 
 
+def blamed(server: Server) -> set[str]:
+    """Return the metrics by which the last analysis ended a rollout; a deadline or an operator ends it by none."""
+    return {metric["name"] for metric in rollout(server)["analysis"]["metrics"] if metric["verdict"] == "fail"}
+
+
 def stands_on(server: Server, version: str, kind: Kind = Kind.GOOD) -> None:
     """Make a version the only one in use."""
     write_iris(server.models / "iris", version, kind)
@@ -86,6 +92,7 @@ def test_a_canary_that_fails_now_and_then_is_taken_back_by_itself(server: Server
     with iris.traffic(server, connections=4, rate=200) as traffic:
         start(server, "flaky-1", weight=30, metrics=[ERRORS])
         assert await_end(server) == Phase.ABORTED.value
+        assert blamed(server) == {"error_rate"}
         time_after_s = time.monotonic()
         await_that(lambda: time.monotonic() > time_after_s + 2, timeout_s=10)
     canary = by(traffic.answers, "flaky-1")
@@ -102,6 +109,7 @@ def test_a_canary_that_is_a_third_slower_is_taken_back_by_itself(server: Server)
     with iris.traffic(server, connections=2, rate=40) as traffic:
         start(server, "lagging-more-1", weight=50, metrics=[ERRORS, LATENCY])
         assert await_end(server) == Phase.ABORTED.value
+        assert blamed(server) == {"latency_p50"}
     assert by(traffic.answers, "lagging-more-1")
     assert traffic.failed() == []
     assert iris.current(server) == "lagging-1"

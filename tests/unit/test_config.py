@@ -7,6 +7,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from serve_app.config import AppConfig, ReplicaUserConfig
+from serve_app.config_rollout import ReconcilerUserConfig
 from serve_app.config_sources import DirectoryConfig, RegistryConfig
 from serve_app.domain.errors import ConfigError
 from serve_app.domain.naming import Named, NamingRule
@@ -266,11 +267,26 @@ def test_plan_needs_room_for_two_versions() -> None:
     assert "both versions answer at the same time" in problems(wrong)[0]
 
 
-@pytest.mark.parametrize("name", ["canary", "ab", "shadow"])
+@pytest.mark.parametrize("name", ["ab", "shadow"])
 def test_configuration_with_a_plan_is_local_yaml_otherwise(name: str) -> None:
     local, planned = (yaml.safe_load((REPOSITORY / "configs" / f"{stem}.yaml").read_text()) for stem in ("local", name))
-    plan = planned["applications"][0]["args"]["families"]["forecaster"].pop("rollout")
+    family = planned["applications"][0]["args"]["families"]["forecaster"]
+    plan = family.pop("rollout")
+    for compared in ("shadow", "record") if name == "shadow" else ():
+        family.pop(compared)
     assert (planned, plan["strategy"]) == (local, name)
+
+
+def test_canary_yaml_is_local_yaml_with_a_plan_that_a_deploy_changes() -> None:
+    local, planned = (yaml.safe_load((REPOSITORY / "configs" / f"{n}.yaml").read_text()) for n in ("local", "canary"))
+    deployments = planned["applications"][0]["deployments"]
+    (said,) = [deployments.pop(i) for i, one in enumerate(deployments) if one["name"] == "reconciler"]
+    assert planned == local
+    families = AppConfig.parse(local["applications"][0]["args"]).families
+    facts = {name: family.rolled_out for name, family in families.items()}
+    plan = ReconcilerUserConfig.parse(said["user_config"], facts).rollouts["forecaster"].plan
+    assert plan is not None
+    assert (plan.strategy.value, plan.is_watched) == ("canary", True)
 
 
 WINDOWS = {"metrics": [{"name": "cpu"}]}

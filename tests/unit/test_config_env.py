@@ -7,6 +7,7 @@ import pytest
 from serve_app.config import ADMIN_TOKEN_NAME, RELOAD_TOKEN_NAME, AppConfig
 from serve_app.config_env import with_overrides
 from serve_app.config_sources import DirectoryConfig, RegistryConfig
+from serve_app.config_windows import JournalConfig, RedisConfig
 from serve_app.domain.access import Scope
 from serve_app.domain.errors import ConfigError
 from serve_app.domain.following import ReloadMode
@@ -108,6 +109,25 @@ def test_admin_token_of_the_environment_has_every_scope_and_its_own_header() -> 
     assert (token.name, token.scopes) == (ADMIN_TOKEN_NAME, frozenset(Scope))
     assert config.security.token_header == "X-Custom-Auth"
     assert TOKEN not in repr(config)
+
+
+def test_a_cluster_is_told_apart_and_led_to_its_store() -> None:
+    url = "postgresql://serve-app:hidden-word@db/serve-app"
+    config = overridden({"STORE_URL": f"{url}\n", "RAY_CLUSTER_NAME": "serve-app-x7k2p"})
+    assert (config.store_url, config.reconciler.cluster) == (url, "serve-app-x7k2p")
+    assert "hidden-word" not in repr(config)
+
+
+def test_windows_in_redis_are_led_to_it() -> None:
+    windows = {"metrics": [{"name": "load"}], "store": {"kind": "redis", "url": "redis://nowhere"}}
+    kept = {"models_type": "tft", "source": {"root": "m"}, "windows": windows}
+    journal = {**kept, "windows": {"metrics": [{"name": "load"}]}}
+    config = overridden(
+        {"WINDOWS_REDIS_URL": "redis://:hidden-word@redis:6379/1"}, families={"forecaster": kept, "b": journal}
+    )
+    stores = [family.windows.store for family in config.families.values() if family.windows is not None]
+    assert stores == [RedisConfig(kind="redis", url="redis://:hidden-word@redis:6379/1"), JournalConfig()]
+    assert "hidden-word" not in repr(config)
 
 
 def test_first_family_is_meant_where_none_is_named_as_default() -> None:

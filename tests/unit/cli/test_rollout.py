@@ -1,7 +1,6 @@
 """The commands `rollout …` against a server that is reached over a real socket; its control plane is a fake one."""
 
 import io
-import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from rich.console import Console
 from serve_app.cli.rollout_view import list_view, plan_line, rollout_view
 from serve_app.domain.analysis import Analysis, MetricAnalysis
 from serve_app.domain.rollout_plan import RolloutPlan
-from serve_app.domain.rollout_record import RolloutReport, report_of
+from serve_app.domain.rollout_record import report_of
 from serve_app.domain.statistics import Interval
 from serve_app.domain.verdict import Verdict
 from tests.unit.cli.test_control import Operator
@@ -96,11 +95,6 @@ def test_pause_and_resume_by_the_name_of_the_family(started: Operator) -> None:
 def test_command_that_does_not_fit_is_refused_with_what_was_expected(started: Operator) -> None:
     result = started.run("rollout", "retry")
     assert (result.exit_code, "aborted or failed" in result.output) == (1, True)
-
-
-def test_report_is_json_that_can_be_read_back(started: Operator) -> None:
-    result = started.run("rollout", "report")
-    assert RolloutReport.model_validate(json.loads(result.output)) == report_of(started.served.plane.rolled[FAMILY])
 
 
 def test_metrics_are_shown_with_their_intervals(started: Operator) -> None:

@@ -9,6 +9,7 @@ from serve_app.domain.rollout import Command, Findings, Progress, decide, operat
 from serve_app.domain.rollout_plan import RolloutPlan
 from serve_app.domain.rollout_record import RolloutRecord, is_promoted, report_of, weight_of
 from serve_app.domain.rollout_state import Phase
+from serve_app.domain.statistics import Moments
 from serve_app.domain.version_ref import VersionRef
 
 NOW_S = 1_000_000.0
@@ -148,3 +149,31 @@ def test_weight_is_that_of_the_split_and_all_of_it_after_a_promotion() -> None:
     assert (weight_of(state), is_promoted(state)) == (1_000, False)
     state = decide(state, Findings(progress=Progress.DONE), now_s=NOW_S).state
     assert (state.phase, weight_of(state), is_promoted(state)) == (Phase.SUCCEEDED, 10_000, True)
+
+
+def test_groups_are_taken_once_while_chance_assigns() -> None:
+    record = in_phase(Phase.STEP)
+
+    def grouped(stable: int, canary: int) -> GatewayReport:
+        sides = {"stable": counted(stable), "canary": counted(canary)}
+        groups = {"edge": sides, "forced": {"canary": counted(1)}, "unasked": {"stable": counted(0)}}
+        return told(record, stable=stable, canary=canary).model_copy(
+            update={"groups": {"f": {record.state.salt: groups}, "other": {record.state.salt: groups}}}
+        )
+
+    window, record = look(record, grouped(90, 10))
+    assert {name: (one.stable.requests, one.canary.requests) for name, one in window.groups.items()} == {
+        "edge": (90, 10), "forced": (0, 1),
+    }  # fmt: skip
+    window, record = look(record, grouped(100, 11))
+    assert {name: one.stable.requests for name, one in window.groups.items()} == {"edge": 10}
+    record = in_phase(Phase.SEGMENT)
+    assert look(record, grouped(90, 10))[0].groups == {}
+
+
+def test_window_of_late_labels_alone_is_not_empty() -> None:
+    record = in_phase(Phase.STEP)
+    _, record = look(record, told(record, stable=90, canary=10))
+    labelled = {"canary": Measurement(requests=10, means={"mae": Moments.of([1.0])}), "stable": counted(90)}
+    report = told(record).model_copy(update={"families": {"f": {record.state.salt: labelled}}})
+    assert not look(record, report)[0].is_empty

@@ -23,7 +23,8 @@ from serve_app.domain.rollout import (
     operate,
     start,
 )
-from serve_app.domain.rollout_plan import OnInconclusive, RolloutPlan
+from serve_app.domain.rollout_plan import OnInconclusive, RolloutPlan, Step, Strategy
+from serve_app.domain.rollout_record import is_promoted
 from serve_app.domain.rollout_split import split_of
 from serve_app.domain.rollout_state import (
     OVER,
@@ -105,6 +106,13 @@ def candidate_share(state: RolloutState) -> int:
     split = split_of(state)
     variants = split.variants if split is not None else ()
     return sum(variant.weight for variant in variants if variant.version == state.candidate.version)
+
+
+def former_share(state: RolloutState) -> int:
+    """Return how many of 10,000 keys without a segment the former version answers."""
+    if split_of(state) is None:
+        return 0 if is_promoted(state) else 10_000
+    return 10_000 - candidate_share(state)
 
 
 # What an operator may ask for, in every phase
@@ -221,7 +229,8 @@ def test_good_canary_goes_through_all_phases_to_its_success() -> None:
         now_s += 100 if phase is Phase.WATCHING else 10
         state = decide(state, findings, now_s=now_s).state
     assert (state.phase, state.ended_at_s) == (Phase.SUCCEEDED, now_s)
-    assert shares == [0, 0, 0, 100, 5_000, 5_000, 0]
+    assert shares == [0, 0, 0, 100, 5_000, 5_000, 9_500]
+    assert former_share(state) == 0
     assert [move.to for move in state.history] == [*(phase for phase, _ in WAY[1:]), Phase.SUCCEEDED]
     assert {move.actor for move in state.history} == {ITSELF}
 
@@ -468,6 +477,46 @@ def test_shadow_gets_copies_and_answers_nobody() -> None:
     assert (split.shadow.version, split.shadow.sample, len(split.variants)) == ("v2", 2_000, 1)
 
 
+def test_watch_holds_some_back_that_the_new_version_never_answered() -> None:
+    step, watched = (split_of(in_phase(phase, step=1)) for phase in (Phase.STEP, Phase.WATCHING))
+    assert step is not None
+    assert watched is not None
+    keys = [f"key-{i}" for i in range(4_000)]
+    before, after_ = (
+        {key for key in keys if assign(compile_split(split), RequestFacts(key=key), draw=0.5).variant.version == "v1"}
+        for split in (step, watched)
+    )
+    assert after_ < before
+    assert 0.03 < len(after_) / len(keys) < 0.07
+    assert assign(compile_split(watched), RequestFacts(entity="edge-7"), draw=0.99).variant.version == "v2"
+
+
+@pytest.mark.parametrize(
+    ("changes", "share"),
+    [
+        ({"holdback": 0.0}, 0),
+        ({"analysis": None}, 0),
+        ({"steps": (Step(weight=100),)}, 0),
+        ({"steps": (Step(weight=98),)}, 200),
+        ({"holdback": 12.5}, 1_250),
+    ],
+)
+def test_nobody_is_held_back_where_nothing_would_be_judged_or_all_have_the_new_version(
+    changes: dict[str, Any], share: int
+) -> None:
+    state = in_phase(Phase.WATCHING, CANARY.model_copy(update=changes))
+    assert former_share(state) == share
+    assert (split_of(state) is None) is (share == 0)
+
+
+def test_watch_that_ends_tells_what_was_found() -> None:
+    found = Findings(Verdict.INCONCLUSIVE, detail="7 of at least 500 samples")
+    state = after(in_phase(Phase.WATCHING), found, 100)
+    assert (state.phase, state.history[-1].reason) == (
+        Phase.SUCCEEDED, "watched for its time: 7 of at least 500 samples",
+    )  # fmt: skip
+
+
 def test_pause_and_promotion_leave_traffic_as_it_was() -> None:
     step = in_phase(Phase.STEP, step=1)
     for command in (Command.PAUSE, Command.PROMOTE):
@@ -486,7 +535,14 @@ FINDINGS = st.builds(
     exposed_entities=st.integers(0, 50),
 )
 ALL_PLANS = st.sampled_from(
-    [*PLANS, CANARY.model_copy(update={"max_exposed_requests": 100, "max_exposed_entities": 20, "analysis": None})]
+    [
+        *PLANS,
+        CANARY.model_copy(update={"max_exposed_requests": 100, "max_exposed_entities": 20, "analysis": None}),
+        CANARY.model_copy(update={"holdback": 0.0}),
+        AB.model_copy(update={"watch_s": 100.0, "holdback": 50.0}),
+        IMMEDIATE.model_copy(update={"watch_s": 100.0, "holdback": 20.0}),
+        RolloutPlan(strategy=Strategy.CANARY, steps=(Step(weight=99),), watch_s=100.0),
+    ]
 )
 
 
@@ -541,8 +597,9 @@ class Rollout(RuleBasedStateMachine):
         self.before, self.state = self.state, state
         now, was = state.phase, self.before.phase
         assert now is was or now in TRANSITIONS[was]
-        may_shrink = now in OVER | {Phase.ABORTING, Phase.WATCHING, Phase.PAUSED, Phase.PENDING}
-        assert may_shrink or candidate_share(state) >= candidate_share(self.before)
+        goes_back = now in {Phase.ABORTING, Phase.ABORTED, Phase.FAILED, Phase.PAUSED, Phase.PENDING}
+        goes_back = goes_back or (now is Phase.SUCCEEDED and not is_promoted(state))
+        assert goes_back or former_share(state) <= former_share(self.before)
         assert candidate_share(state) == candidate_share(self.before) or now is not Phase.PAUSED or (
             state.pause_reason is PauseReason.CAP
         )  # fmt: skip
@@ -557,6 +614,11 @@ class Rollout(RuleBasedStateMachine):
             assert split is None or not split.segments
         assert (self.state.ended_at_s is not None) is self.state.phase.is_over
         assert (self.state.pause_reason is not None) is (self.state.phase is Phase.PAUSED)
+
+    @invariant()
+    def no_more_is_held_back_than_the_plan_says(self) -> None:
+        if self.state.phase is Phase.WATCHING:
+            assert former_share(self.state) <= 100 * self.state.plan.holdback
 
     @invariant()
     def time_ends_it(self) -> None:

@@ -12,6 +12,7 @@ from serve_app.domain.traffic import (
     N_BUCKETS,
     Assignment,
     CompiledSplit,
+    Group,
     Reason,
     RequestFacts,
     Run,
@@ -23,6 +24,7 @@ from serve_app.domain.traffic import (
     buckets_of,
     compile_split,
     fallbacks,
+    group_of,
     reweighted,
     salt_of,
     shadow_sampled,
@@ -398,3 +400,46 @@ def test_default_falls_back_to_the_caller() -> None:
 def test_run_knows_its_bounds() -> None:
     with pytest.raises(ValidationError):
         Run(variant="v1", buckets=0)
+
+
+# Groups
+
+
+def grouped_split(*groups: Group) -> CompiledSplit:
+    variants = (Variant(name="stable", version="1", weight=N_BUCKETS),)
+    return compile_split(Split(variants=variants, salt=SALT, groups=groups))
+
+
+def test_request_is_counted_in_the_group_that_names_its_entity_best() -> None:
+    compiled = grouped_split(
+        Group(name="edge", entities=("edge-*", "lab-1")), Group(name="north", entities=("edge-north-*",))
+    )
+    found = [
+        group_of(compiled, RequestFacts(key=key, entity=entity))
+        for key, entity in (
+            ("edge-1", None), ("edge-north-1", None), ("lab-1", None), ("edge-1", "core-1"), (None, "edge-1"),
+            (None, None),
+        )
+    ]  # fmt: skip
+    assert found == ["edge", "north", "edge", "others", "edge", "others"]
+
+
+def test_groups_change_nothing_about_where_requests_go() -> None:
+    plain = compile_split(split(500))
+    told = compile_split(split(500).model_copy(update={"groups": (Group(name="edge", entities=("user-1*",)),)}))
+    assert all(by_key(plain, f"user-{i}") == by_key(told, f"user-{i}") for i in range(200))
+
+
+@pytest.mark.parametrize(
+    ("groups", "said"),
+    [
+        ([("a", "x"), ("a", "y")], "every name and every entity once, found a again"),
+        ([("a", "x"), ("b", "x")], "every name and every entity once, found x again"),
+        ([("others", "x")], "no reserved name, found others"),
+        ([("forced", "x")], "no reserved name, found forced"),
+        ([(f"g{i}", f"x{i}") for i in range(9)], "at most 8"),
+    ],
+)
+def test_groups_that_cannot_be_told_apart_are_refused(groups: list[tuple[str, str]], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        grouped_split(*(Group(name=name, entities=(entity,)) for name, entity in groups))

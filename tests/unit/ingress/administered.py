@@ -9,6 +9,7 @@ from serve_app.config import AppConfig
 from serve_app.domain.access import TokenSet, parse_tokens
 from serve_app.ingress.admin import Admin
 from serve_app.ingress.api import build_api
+from serve_app.usecases.follow_events import EventFeed
 from tests.fakes.clock import FakeClock
 from tests.fakes.control_plane import FakeControlPlane
 from tests.unit.ingress.serving import FAMILY, Server
@@ -55,9 +56,11 @@ class Administered:
             "security": {"first_refusal_delay_s": 0.0, "max_refusal_delay_s": 0.0} | security,
             "admin": admin or {},
         })  # fmt: skip
+        self.api_feed = EventFeed(self.plane, max_listeners=2, look_s=0.01, heartbeat_s=0.05)
         self.api = build_api(
             self.server.router, self.server.inference, required=frozenset({FAMILY}), collect_metrics=_no_metrics,
-            admin=Admin.of(config, plane=self.plane, tokens=Tokens(), meter=self.refusals, clock=FakeClock()),
+            admin=Admin.of(config, plane=self.plane, tokens=Tokens(), meter=self.refusals, clock=FakeClock(),
+                           feed=self.api_feed),
         )  # fmt: skip
 
     def _route(self, family: str, version: str) -> None:

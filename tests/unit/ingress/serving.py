@@ -14,6 +14,7 @@ from serve_app.ingress.inference import Inference, RequestLimits
 from serve_app.usecases.coalesce_requests import BatchLimits
 from serve_app.usecases.mirror_requests import Mirror, MirrorLimits
 from serve_app.usecases.name_versions import NamedVersions, NamingSettings
+from serve_app.usecases.record_requests import RequestRecorder
 from serve_app.usecases.remember_predictions import PredictionMemory
 from serve_app.usecases.route_request import RequestRouter
 from tests import builders
@@ -69,6 +70,7 @@ class Server:
         mirrored: MirrorLimits | None = None,
         memory: PredictionMemory | None = None,
         feedback: APIRouter | None = None,
+        recorder: RequestRecorder | None = None,
     ) -> None:
         self.client = FakePredictClient(models if models is not None else {"v1": row_sums})
         self.models = self.client.models
@@ -89,7 +91,7 @@ class Server:
         self.mirror = Mirror(mirrored or MirrorLimits())
         self.inference = Inference(
             self.router, self.names, limits=RequestLimits(MAX_BODY_BYTES, MAX_ROWS), meter=self.meter,
-            access_log=False, mirror=self.mirror, memory=memory,
+            access_log=False, mirror=self.mirror, memory=memory, recorder=recorder,
         )  # fmt: skip
         self.api = build_api(
             self.router,

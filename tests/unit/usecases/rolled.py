@@ -13,6 +13,7 @@ from serve_app.usecases.advance_rollout import RolloutAdvancer
 from serve_app.usecases.control_rollouts import RolledFamily
 from serve_app.usecases.control_versions import ControlledFamily, VersionControl
 from serve_app.usecases.follow_source import SourceFollower
+from serve_app.usecases.keep_plans import PlanKeeper
 from serve_app.usecases.keep_state import StateKeeper
 from serve_app.usecases.ports import TrialLimits
 from serve_app.usecases.reload_model import ModelReloader, ReloadPolicy
@@ -80,7 +81,8 @@ class World:
             FAMILY, self.source, FollowRule(self.mode, 30.0), fleet=self.fleet, clock=self.clock, meter=reload_meter,
             dice=lambda: 0.5,
         )  # fmt: skip
-        family = ControlledFamily(self.source, follower, reloader, rolled=RolledFamily(advancer, self.plan))
+        self.plans = PlanKeeper({FAMILY: self.plan})
+        family = ControlledFamily(self.source, follower, reloader, rolled=RolledFamily(advancer, self.plans))
         self.control = VersionControl(
             {FAMILY: family}, owner="one", keeper=keeper, fleet=self.fleet, gateways=self.gateways, clock=self.clock,
             meter=reload_meter,

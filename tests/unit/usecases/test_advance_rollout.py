@@ -8,6 +8,7 @@ import pytest
 
 from serve_app.domain.errors import StoreError, TrialError
 from serve_app.domain.evidence import Measurement
+from serve_app.domain.looks import MAX_LOOKS
 from serve_app.domain.reload import Outcome
 from serve_app.domain.rollout import Command
 from serve_app.domain.rollout_plan import RolloutPlan
@@ -23,6 +24,14 @@ from tests.fakes.traffic import Behaviour
 from tests.unit.usecases.rolled import CANARY, FAMILY, World
 
 BY_TIME = CANARY.model_copy(update={"analysis": None})
+WATCHED = RolloutPlan.model_validate(
+    {
+        "strategy": "immediate",
+        "watch_s": 40,
+        "holdback": 20,
+        "analysis": {"metrics": [{"kind": "error_rate", "max_increase": 0.05}]},
+    }
+)
 FAILING = Behaviour(error_rate=0.06)
 SLOW = Behaviour(latency_s=0.013)
 
@@ -141,6 +150,27 @@ async def test_watched_promotion_succeeds_after_its_time() -> None:
     assert (world.phase, world.active) == (Phase.WATCHING, "v2")
     await world.pass_time(30)
     assert world.phase is Phase.SUCCEEDED
+
+
+async def test_version_that_gets_worse_while_it_is_watched_is_taken_back_at_once() -> None:
+    world = await World.made(WATCHED)
+    world.gateways.behaviours["v2"] = Behaviour(error_rate=0.3)
+    await world.start()
+    assert (world.phase, world.active, candidate_share(world)) == (Phase.WATCHING, "v2", 8_000)
+    await world.pass_time(30, requests=500)
+    assert (world.phase, world.active, held(world)) == (Phase.ABORTED, "v1", [["v1"]] * 2)
+    world.gateways.ask(FAMILY, 1_000)
+    assert world.gateways.candidate_requests[-1] == 0
+    assert world.rollout.state.history[-2].reason.startswith("fail after the promotion: error_rate")
+
+
+async def test_watch_of_one_that_stays_good_ends_with_all_traffic() -> None:
+    world = await World.made(WATCHED)
+    await world.start()
+    await world.pass_time(30, requests=500)
+    assert (world.phase, world.meter.told[FAMILY][1]) == (Phase.WATCHING, 80.0)
+    await world.pass_time(20, requests=500)
+    assert (world.phase, world.active, world.gateways.tables[-1].splits) == (Phase.SUCCEEDED, "v2", {})
 
 
 async def test_abort_while_watching_brings_the_stable_version_back() -> None:
@@ -402,8 +432,13 @@ async def n_touches(plan: RolloutPlan, behaviour: Behaviour) -> int:
 @pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
 @pytest.mark.parametrize(
     ("plan", "behaviour", "phase", "active"),
-    [(BY_TIME, Behaviour(), Phase.SUCCEEDED, "v2"), (CANARY, FAILING, Phase.ABORTED, "v1")],
-    ids=["promoted", "aborted"],
+    [
+        (BY_TIME, Behaviour(), Phase.SUCCEEDED, "v2"),
+        (CANARY, FAILING, Phase.ABORTED, "v1"),
+        (WATCHED, Behaviour(), Phase.SUCCEEDED, "v2"),
+        (WATCHED, Behaviour(error_rate=0.3), Phase.ABORTED, "v1"),
+    ],
+    ids=["promoted", "aborted", "watched", "taken back"],
 )
 async def test_crash_at_any_touch_of_the_outside_leads_to_the_same_end(
     plan: RolloutPlan, behaviour: Behaviour, phase: Phase, active: str, before: bool
@@ -442,3 +477,37 @@ async def test_load_under_way_is_ended_by_an_abort() -> None:
     await world.command(Command.ABORT)
     await asyncio.sleep(0)
     assert (world.phase, world.trial.n_cancelled) == (Phase.ABORTED, 1)
+
+
+# What is told of it
+
+
+async def test_report_has_every_look_and_stays_when_all_is_over() -> None:
+    world = await in_first_step(behaviour=FAILING)
+    await world.pass_time(20, requests=100)
+    told = await world.control.rollout_report(FAMILY)
+    assert (told.n_looks, len(told.metrics[0].over_time)) == (4, 4)
+    assert told.metrics[0].over_time[-1].at_s == world.clock.now_s()
+    await world.pass_time(2_000, requests=500)
+    ended = await world.control.rollout_report(FAMILY)
+    assert (ended.phase, ended.is_over, ended.verdict) == (Phase.ABORTED, True, Verdict.FAIL)
+    assert ended.metrics[0].over_time[: len(told.metrics[0].over_time)] == told.metrics[0].over_time
+    await world.begin()  # another Reconciler
+    again = await world.control.rollout_report(FAMILY)
+    assert again.model_copy(update={"told_at_s": ended.told_at_s}) == ended
+
+
+async def test_family_without_a_rollout_has_no_report() -> None:
+    world = await World.made()
+    with pytest.raises(NoRolloutError):
+        await world.control.rollout_report(FAMILY)
+
+
+async def test_stored_record_stays_small_however_long_an_experiment_runs() -> None:
+    plan = RolloutPlan.model_validate({"strategy": "ab", "steps": [{"weight": 50}], "deadline_s": 90_000})
+    world = await World.made(plan)
+    await world.start()
+    await world.pass_time(5.0 * (MAX_LOOKS + 5), requests=20)
+    looks = world.rollout.looks[Phase.STEP]
+    assert (looks.count, looks.every) == (MAX_LOOKS + 5, 2)
+    assert len(world.rollout.model_dump_json()) < 32_000

@@ -2,10 +2,19 @@
 
 import pytest
 
-from serve_app.domain.errors import PinnedError, RefusedVersionError, UnavailableError
+from serve_app.domain.errors import InvalidInputError, PinnedError, RefusedVersionError, UnavailableError
 from serve_app.domain.reload import Operation, Outcome
 from serve_app.domain.rollout import Command
-from serve_app.domain.rollout_state import NoPlanError, Phase, RolloutConflictError, RolloutTransitionError
+from serve_app.domain.rollout_plan import NextPlan, PlanOrigin, RolloutPlan
+from serve_app.domain.rollout_state import (
+    NoPlanError,
+    PauseReason,
+    Phase,
+    RolloutConflictError,
+    RolloutTransitionError,
+)
+from serve_app.usecases.control_rollouts import RolledFamily, RolloutControl
+from serve_app.usecases.keep_plans import DeployedPlan
 from tests.fakes.traffic import Behaviour
 from tests.unit.usecases.rolled import CANARY, FAMILY, World
 
@@ -202,3 +211,137 @@ async def test_stored_rollout_survives_its_way_through_json() -> None:
     await world.pass_time(20, requests=200)
     state = world.store.read()
     assert type(state).model_validate_json(state.model_dump_json()) == state
+
+
+# Plans of a deploy
+
+
+def deploy(world: World, plan: RolloutPlan | None = None, *, is_paused: bool = False, has_plan: bool = True) -> None:
+    world.plans.take({FAMILY: DeployedPlan(plan, has_plan=has_plan, is_paused=is_paused)})
+
+
+async def test_deployed_plan_is_what_the_next_rollout_goes_by() -> None:
+    world = await World.made(plan=None)
+    deploy(world, CANARY)
+    world.source.set_current("v2")
+    await polled(world)
+    assert (world.phase, world.rollout.state.plan, world.rollout.state.plan_from) == (
+        Phase.STEP, CANARY, PlanOrigin.USER_CONFIG,
+    )  # fmt: skip
+    deploy(world, BY_TIME)
+    await world.pass_time(10)
+    assert world.rollout.state.plan == CANARY
+    (report,) = await world.control.rollouts()
+    assert report.next_plan == NextPlan(plan=BY_TIME, origin=PlanOrigin.USER_CONFIG)
+    await world.command(Command.ABORT)
+    await world.start("v2")
+    assert world.rollout.state.plan == BY_TIME
+
+
+async def test_rollout_says_where_its_plan_came_from() -> None:
+    world, found = await World.made(), []
+    for given in (None, BY_TIME):
+        await world.start(plan=given)
+        found.append(world.rollout.state.plan_from)
+        await world.command(Command.ABORT)
+    deploy(world, BY_TIME)
+    await world.start()
+    found.append(world.rollout.state.plan_from)
+    assert found == [PlanOrigin.CONFIGURATION, PlanOrigin.CALL, PlanOrigin.USER_CONFIG]
+
+
+async def test_deployed_plan_of_none_makes_every_change_at_once() -> None:
+    world = await World.made()
+    deploy(world, None)
+    world.source.set_current("v2")
+    await polled(world)
+    assert (world.active, world.store.read().family(FAMILY).rollout) == ("v2", None)
+
+
+@pytest.mark.parametrize("plan", [CANARY, None])
+async def test_paused_family_takes_up_nothing_by_itself_until_it_is_paused_no_more(plan: RolloutPlan | None) -> None:
+    world = await World.made(plan)
+    deploy(world, is_paused=True, has_plan=False)
+    world.source.set_current("v2")
+    await polled(world)
+    assert (world.active, world.store.read().family(FAMILY).rollout) == ("v1", None)
+    assert world.control.table.troubles[FAMILY].startswith("v2 waits: rollouts are paused")
+    if plan is not None:
+        with pytest.raises(RolloutConflictError, match="paused in the user_config"):
+            await world.start()
+    deploy(world, has_plan=False)
+    await polled(world)
+    if plan is None:
+        assert world.active == "v2"
+    else:
+        assert world.phase is Phase.STEP
+    assert FAMILY not in world.control.table.troubles
+
+
+async def test_first_version_does_not_wait_for_a_pause_to_end() -> None:
+    world = World(plan=None)
+    world.publish("v1")
+    await world.begin()
+    deploy(world, is_paused=True, has_plan=False)
+    await world.turn()
+    assert world.active == "v1"
+
+
+async def test_deployed_pause_holds_what_is_under_way_and_nobody_resumes_it_by_call() -> None:
+    world = await World.made(BY_TIME)
+    await world.start()
+    deploy(world, is_paused=True, has_plan=False)
+    await world.turn()
+    move = world.rollout.state.history[-1]
+    assert (world.phase, world.rollout.state.pause_reason, move.actor) == (
+        Phase.PAUSED, PauseReason.OPERATOR, "user_config",
+    )  # fmt: skip
+    with pytest.raises(RolloutConflictError, match="paused in the user_config"):
+        await world.command(Command.RESUME)
+    await world.pass_time(100)
+    assert world.phase is Phase.PAUSED
+    deploy(world, has_plan=False)
+    await world.pass_time(100)
+    assert (world.phase, world.active) == (Phase.SUCCEEDED, "v2")
+
+
+async def test_pause_of_an_operator_outlives_a_deploy_that_pauses_nothing() -> None:
+    world = await World.made(BY_TIME)
+    await world.start()
+    await world.command(Command.PAUSE)
+    deploy(world, BY_TIME)
+    await world.pass_time(100)
+    assert world.phase is Phase.PAUSED
+
+
+async def test_deployed_pause_lets_an_operator_abort_and_go_back() -> None:
+    world = await World.made(BY_TIME)
+    await world.start()
+    deploy(world, is_paused=True, has_plan=False)
+    await world.turn()
+    await world.command(Command.ABORT)
+    assert (world.phase, world.active) == (Phase.ABORTED, "v1")
+    with pytest.raises(RolloutConflictError):
+        await world.command(Command.RETRY)
+
+
+async def test_refused_deploy_is_told_and_the_plan_of_before_goes_on() -> None:
+    world = await World.made(plan=None)
+    deploy(world, CANARY)
+    world.plans.refuse("user_config of the reconciler is refused: stepz")
+    assert world.control.table.troubles == {FAMILY: "user_config of the reconciler is refused: stepz"}
+    world.source.set_current("v2")
+    await polled(world)
+    assert (world.phase, world.rollout.state.plan) == (Phase.STEP, CANARY)
+    (report,) = await world.control.rollouts()
+    assert report.next_plan is not None
+    assert report.next_plan.problem == "user_config of the reconciler is refused: stepz"
+
+
+async def test_plan_of_a_call_that_does_not_fit_is_refused_with_all_that_is_wrong() -> None:
+    world = await World.made()
+    rolled = world.control._families[FAMILY].rolled
+    assert rolled is not None
+    problems = RolledFamily(rolled.advancer, rolled.plans, lambda _: ("pool: one thing", "targeting: another"))
+    with pytest.raises(InvalidInputError, match=r"^plan\.pool: one thing; plan\.targeting: another$"):
+        RolloutControl({FAMILY: problems}).plan(FAMILY, BY_TIME)

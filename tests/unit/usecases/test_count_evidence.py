@@ -47,7 +47,7 @@ def test_split_is_forgotten_a_minute_after_the_table_ceased_to_name_it() -> None
     now_s = 0.0
     book = EvidenceBook(now_s=lambda: now_s)
     for salt in ("one", "two"):
-        book.of("iris", salt).drawn["stable"] = VariantTally()
+        book.of("iris", salt).drawn["stable", "hash"] = VariantTally()
     book.keep({"iris": "two"})
     now_s = FORGET_AFTER_S - 1
     book.keep({"iris": "two"})

@@ -11,7 +11,8 @@ from serve_app.domain.exposure import SHADOW, ShadowReport
 from serve_app.domain.reload import Route, RoutingTable
 from serve_app.domain.traffic import RequestFacts, Shadow, Split, Variant
 from serve_app.usecases.coalesce_requests import BatchLimits
-from serve_app.usecases.mirror_requests import Copied, Mirror, MirrorLimits, compared
+from serve_app.usecases.compare_answers import compared
+from serve_app.usecases.mirror_requests import Copied, Mirror, MirrorLimits
 from serve_app.usecases.route_request import RequestRouter
 from tests.fakes.predict_client import FakePredictClient, Model, row_sums
 from tests.reports import report
@@ -115,6 +116,17 @@ async def test_copies_beyond_those_at_once_are_dropped() -> None:
     assert (mirrored.report.copied, mirrored.report.dropped) == (2, 3)
 
 
+async def test_after_a_copy_comes_a_rest_that_is_the_longer_the_longer_it_took() -> None:
+    mirrored = Mirrored(row_sums, MirrorLimits(max_lag_s=10.0, busy_share=1e-9))
+    for _ in range(3):
+        await mirrored.copy(1)
+    assert (mirrored.report.copied, mirrored.report.dropped) == (1, 2)
+    mirrored = Mirrored(row_sums, MirrorLimits(max_lag_s=10.0, busy_share=1.0))
+    for _ in range(3):
+        await mirrored.copy(1)
+    assert (mirrored.report.copied, mirrored.report.dropped) == (3, 0)
+
+
 async def test_nothing_is_copied_while_live_requests_wait() -> None:
     mirrored = Mirrored(row_sums)
     mirrored.live.is_held = True
@@ -140,6 +152,22 @@ async def test_shadow_that_is_not_loaded_drops_its_copies() -> None:
     mirrored = Mirrored(row_sums, held=("v1",))
     await mirrored.copy(1)
     assert (mirrored.report.copied, mirrored.report.dropped) == (0, 1)
+
+
+async def test_each_family_has_bounds_of_its_own_and_comparisons_are_counted() -> None:
+    counted: list[tuple[str, str, bool]] = []
+
+    class Meter:
+        def count_compared(self, family: str, version: str, *, agrees: bool) -> None:
+            counted.append((family, version, agrees))
+
+    mirrored = Mirrored(off_by(0.5))
+    loose = MirrorLimits(max_lag_s=10.0, atol=1.0)
+    mirrored.mirror = Mirror(PATIENT, by_family={FAMILY: loose}, meter=Meter())
+    await mirrored.copy(1)
+    mirrored.mirror = Mirror(PATIENT, by_family={"other": loose}, meter=Meter())
+    await mirrored.copy(1)
+    assert counted == [(FAMILY, "v2", True), (FAMILY, "v2", False)]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from serve_app.domain.errors import UnknownVersionError
 from serve_app.domain.evidence import Measurement
 from serve_app.domain.reload import Route, RoutingTable
-from serve_app.domain.traffic import N_BUCKETS, RequestFacts, Segment, Shadow, Split
+from serve_app.domain.traffic import N_BUCKETS, Group, RequestFacts, Segment, Shadow, Split
 from serve_app.usecases.coalesce_requests import BatchLimits
 from serve_app.usecases.route_request import RequestRouter, Target
 from serve_app.usecases.split_requests import MAX_CHOSEN
@@ -244,7 +244,7 @@ async def test_family_without_a_split_has_no_evidence_and_its_usual_target() -> 
     assert target is shared.router.target(FAMILY) is shared.router.current(FAMILY)
     assert (assignment, target.tally, shared.router.splits) == (None, None, {})
     assert shared.router.evidence("g1").model_dump(exclude={"gateway"}) == {
-        "families": {}, "segments": {}, "exposures": {}, "shadows": {},
+        "families": {}, "segments": {}, "groups": {}, "exposures": {}, "shadows": {},
     }  # fmt: skip
 
 
@@ -265,3 +265,48 @@ async def test_shadow_is_found_where_it_is_loaded() -> None:
     assert route.shadow is route.shadow
     shared.observe("v1", pool="gpu")
     assert route.shadow is None
+
+
+async def test_groups_are_counted_apart_and_sum_up_to_what_is_compared() -> None:
+    groups = (Group(name="edge", entities=("edge-*",)),)
+    shared = Shared(canary_split(5_000, groups=groups))
+    for i in range(400):
+        target = shared.to(f"{'edge' if i % 4 == 0 else 'core'}-{i}")
+        assert target.tally is not None
+        target.tally.count(500 if i % 40 == 0 else 200, 0.01)
+    told = shared.router.evidence("g1")
+    found = told.groups[FAMILY]["salt-1"]
+    assert set(found) == {"edge", "others"}
+    assert sum(side.requests for side in found["edge"].values()) == 100
+    assert sum(side.errors for side in found["edge"].values()) == 10
+    for variant in ("stable", "canary"):
+        parts = found["edge"][variant].merged(found["others"][variant])
+        assert parts == shared.measured(variant).model_copy(update={"latency": parts.latency})
+        assert (parts.assigned, parts.latency.total) == (parts.requests, 0)
+
+
+async def test_without_groups_the_kind_of_chance_is_counted_apart_and_so_is_what_nobody_drew() -> None:
+    shared = Shared(canary_split(5_000, segments=(Segment(variant="canary", entities=("edge-*",)),)))
+    for target in (shared.to("user-1"), shared.to(), shared.to("edge-1"), shared.to(forced_version="v2")):
+        assert target.tally is not None
+        target.tally.count(200, 0.01)
+    found = shared.router.evidence("g1").groups[FAMILY]["salt-1"]
+    assert {group: sum(side.requests for side in sides.values()) for group, sides in found.items()} == {
+        "hash": 1, "weight": 1, "segment": 1, "forced": 1,
+    }  # fmt: skip
+    assert sum(side.requests for side in shared.router.evidence("g1").families[FAMILY]["salt-1"].values()) == 2
+
+
+@settings(deadline=None, max_examples=20)
+@given(keys=st.lists(st.text(max_size=8), max_size=60))
+def test_number_of_groups_that_are_counted_is_bounded_whatever_is_asked(keys: list[str]) -> None:
+    async def run() -> None:
+        shared = Shared(canary_split(5_000, groups=(Group(name="edge", entities=("a*",)),)))
+        for key in keys:
+            target = shared.to(key, entity=key)
+            assert target.tally is not None
+            target.tally.count(200, 0.01)
+        told = shared.router.evidence("g1").groups
+        assert not keys or set(told[FAMILY]["salt-1"]) <= {"edge", "others"}
+
+    asyncio.run(run())
