@@ -79,6 +79,8 @@ lint: venv ## Check style, types and import layers
 	@$(BIN)/mypy
 	@echo "==> import-linter"
 	@$(BIN)/lint-imports
+	@echo "==> shellcheck"
+	@$(BIN)/shellcheck --external-sources --shell=sh kuberay/sidecar/*.sh kuberay/images/*.sh
 
 manifests: venv ## Write the Serve configs of kuberay/overlays from configs/
 	@for overlay in edge cluster cluster-gpu; do \

@@ -85,7 +85,7 @@ def test_scripts_parse_in_both_shells(script: Path, shell: tuple[str, ...]) -> N
 
 def test_what_dockerfiles_copy_is_there() -> None:
     contexts = {"app.Dockerfile": ROOT, "sidecar.Dockerfile": SIDECAR}
-    copied = {}
+    copied: dict[str, Path] = {}
     for dockerfile in DOCKERFILES:
         for value in values(dockerfile, "COPY"):
             if "--from=" not in value:
