@@ -63,6 +63,12 @@ misused() {
     exit 2
 }
 
+# Better to be started anew than to go round and round.
+gives_up() {
+    log error stopped "reason=$(quoted "$1")" >&2
+    exit 1
+}
+
 blocked() {
     log error blocked "reason=$(quoted "$1")"
     return 2
@@ -424,13 +430,12 @@ main() {
         if has_work; then
             exec 9>"$work/lock"
             flock 9 &
-            wait_for $!
-            look || outcome=1
+            if wait_for $!; then look || outcome=1; else blocked "expected a lock on $work/lock, found none" || outcome=1; fi
             exec 9>&-
         fi
         [ "$is_once" = no ] || exit "$outcome"
         find_interval
-        rest "$interval"
+        rest "$interval" || gives_up "expected sleep to wait $interval s, found that it fails"
     done
 }
 

@@ -15,12 +15,14 @@ from serve_app.ingress.explain import Explanations, explain_router
 from serve_app.ingress.forecasts import Temporal, forecast_routers
 from serve_app.ingress.health import CollectMetrics, health_router
 from serve_app.ingress.inference import COUNTED, Inference, Message, Receive, Send, route_of
+from serve_app.ingress.open_inference import open_inference_router
 from serve_app.ingress.operations import operations_router
 from serve_app.ingress.reload_all import reload_all_router
 from serve_app.ingress.reload_routes import admin_reload_router, models_reload_router
 from serve_app.ingress.rollouts import rollouts_router
 from serve_app.ingress.route_explanation import route_explanation_router
 from serve_app.ingress.shadow import shadow_router
+from serve_app.ingress.tensorflow_rest import tensorflow_router
 from serve_app.usecases.route_request import RequestRouter
 
 log = structlog.get_logger(__name__)
@@ -79,6 +81,8 @@ def build_api(
     rest.include_router(inference.describe())
     windows = temporal.kept if temporal is not None else _nothing_kept
     rest.include_router(health_router(router, required, collect_metrics, windows))
+    rest.include_router(open_inference_router(router, required))
+    rest.include_router(tensorflow_router(router))
     for routes in admin_routers(router, admin) if admin is not None else ():
         rest.include_router(routes)
     if explanations is not None:

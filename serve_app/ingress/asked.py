@@ -1,15 +1,17 @@
 """What matters of a request to predict, read from its path, its query and its headers."""
 
 import re
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qs
 
-from serve_app.ingress import invocations
+from serve_app.ingress import invocations, open_inference, tensorflow_rest
 from serve_app.ingress.dialect import Dialect
+from serve_app.ingress.open_inference_bodies import infer_dialect
 from serve_app.ingress.targeting import Placed, RawHeaders
+from serve_app.ingress.tensorflow_rest import predict_dialect
 from serve_app.ingress.wire import PREDICT
 from serve_app.usecases.mirror_requests import Copied
 
@@ -22,6 +24,19 @@ _ECHOED: Final = re.compile(rb"[\x21-\x7e]{1,128}")
 """A request id of the client that is safe in a header and in a log; any other is replaced by ours."""
 MAX_KEPT_QUERY: Final = 256
 """Bytes of the longest query that is parsed once for all requests that have it."""
+_PROTOCOLS: Final = (
+    (open_inference.INFER_PATH, open_inference.INFER, infer_dialect),
+    (tensorflow_rest.PREDICT_PATH, tensorflow_rest.PREDICT, predict_dialect),
+)
+
+
+class Spoken(NamedTuple):
+    """What a path of a standard protocol says; `dialect` makes one for one request for a version."""
+
+    route: str
+    family: str
+    version: str | None
+    dialect: Callable[[str | None], Dialect]
 
 
 @dataclass(slots=True)
@@ -53,8 +68,11 @@ def asked_of(scope: Scope) -> Asked:
     if path == invocations.PATH:
         asked = Asked(path, path, family_of(scope), invocations.INVOCATIONS, headers=scope["headers"])
     else:
-        route, family = _predicted(path)
-        asked = Asked(path, route, family, PREDICT, headers=scope["headers"])
+        route, family, spoken = _predicted(path)
+        dialect = PREDICT if spoken is None else spoken.dialect(spoken.version)
+        asked = Asked(path, route, family, dialect, headers=scope["headers"])
+        if spoken is not None:
+            asked.forced_version = spoken.version
     if query := scope.get("query_string"):
         asked.model, asked.version = _named_in(query)
         asked.is_named = asked.model is not None or asked.version is not None
@@ -75,10 +93,21 @@ def asked_of(scope: Scope) -> Asked:
 
 
 @lru_cache(maxsize=256)
-def _predicted(path: str) -> tuple[str, str]:
-    """Return the template of a path to `/predict`, and the family in it."""
+def _predicted(path: str) -> tuple[str, str, Spoken | None]:
+    """Return the template of a path, the family in it, and what else it says if it is not one to `/predict`."""
+    if (spoken := spoken_of(path)) is not None:
+        return spoken.route, spoken.family, spoken
     family = path[len(PREFIX) :].strip("/")
-    return OF_FAMILY if family else OF_DEFAULT, family
+    return OF_FAMILY if family else OF_DEFAULT, family, None
+
+
+def spoken_of(path: str) -> Spoken | None:
+    """Return what a path of a standard protocol says; None for one that no prediction of theirs has."""
+    for pattern, routes, dialect in _PROTOCOLS:
+        if (found := pattern.fullmatch(path)) is not None:
+            family, version = found.groups()
+            return Spoken(routes[version is not None], family, version, dialect)
+    return None
 
 
 def family_of(scope: Scope) -> str:

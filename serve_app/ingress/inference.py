@@ -1,4 +1,4 @@
-"""`POST /predict/{family}` and `POST /invocations`: the hot routes, and the cheap questions that balancers ask often.
+"""`POST /predict/{family}` and those of other protocols: the hot routes, and cheap questions that balancers ask often.
 
 Plain ASGI, since FastAPI's machinery costs more than the prediction. They stand in the OpenAPI document through
 `describe`, which registers the same paths with FastAPI.
@@ -26,8 +26,8 @@ from serve_app.domain.errors import (
     UnavailableError,
     UnknownVersionError,
 )
-from serve_app.ingress import error_responses, invocations
-from serve_app.ingress.asked import OF_DEFAULT, OF_FAMILY, PREFIX, Asked, Scope, asked_of, family_of
+from serve_app.ingress import error_responses, invocations, open_inference, tensorflow_rest
+from serve_app.ingress.asked import OF_DEFAULT, OF_FAMILY, PREFIX, Asked, Scope, asked_of, family_of, spoken_of
 from serve_app.ingress.dialect import Rows
 from serve_app.ingress.targeting import Placed, Targeting
 from serve_app.ingress.wire import PredictAnswer, PredictBody
@@ -122,7 +122,7 @@ class Inference:
             return False
         path: str = scope["path"]
         if scope["method"] == "POST":
-            is_ours = path.startswith(OF_DEFAULT) or path in (PREFIX, invocations.PATH)
+            is_ours = path.startswith(OF_DEFAULT) or path in (PREFIX, invocations.PATH) or spoken_of(path) is not None
             return is_ours and path not in self._elsewhere
         return path in _ASKED_OFTEN and scope["method"] in ("GET", "HEAD")
 
@@ -325,6 +325,8 @@ class Inference:
             )  # fmt: skip
         api.add_api_route(PREFIX, predict, methods=["POST"], response_model=None, include_in_schema=False)
         invocations.describe(api, predict, tell)
+        open_inference.describe(api, predict)
+        tensorflow_rest.describe(api, predict)
         return api
 
 

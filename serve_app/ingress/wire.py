@@ -7,7 +7,7 @@ import orjson
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from serve_app.domain.errors import InvalidInputError, NotJsonError, UnsupportedMediaTypeError, nearest
+from serve_app.domain.errors import InvalidInputError, NotJsonError, RequestError, UnsupportedMediaTypeError, nearest
 from serve_app.domain.signature import Signature, json_kind, rows_of, shortened
 from serve_app.ingress.dialect import Dialect, windows_wanted
 from serve_app.ingress.error_responses import error_response
@@ -67,10 +67,7 @@ def read_rows(body: bytes, signature: Signature, *, max_rows: int) -> list[list[
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        if error.msg.startswith("number is infinity"):  # 1e999 is JSON, but no float64
-            where = f"at character {error.pos}"
-            raise InvalidInputError(f"expected finite numbers, got one beyond the range of float64 {where}") from None
-        raise NotJsonError(_not_json(body, error)) from None
+        raise json_error(body, error) from None
     if type(document) is not dict:
         raise InvalidInputError("expected an object with 'instances', got " + json_kind(document))
     instances = document.get("instances")
@@ -106,6 +103,14 @@ def entity_of(body: bytes) -> str | None:
         return None
     entity = document.get("entity") if type(document) is dict else None
     return entity[:MAX_ENTITY_CHARACTERS] if isinstance(entity, str) else None
+
+
+def json_error(body: bytes, error: orjson.JSONDecodeError) -> RequestError:
+    """Return what is wrong with a body that the parser refused."""
+    if error.msg.startswith("number is infinity"):  # 1e999 is JSON, but no float64
+        where = f"at character {error.pos}"
+        return InvalidInputError(f"expected finite numbers, got one beyond the range of float64 {where}")
+    return NotJsonError(_not_json(body, error))
 
 
 def _not_json(body: bytes, error: orjson.JSONDecodeError) -> str:

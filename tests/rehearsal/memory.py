@@ -77,13 +77,17 @@ def _measured(processes: Sequence[psutil.Process]) -> list[ProcessMemory]:
             used, words = process.memory_full_info(), process.cmdline()
         except psutil.NoSuchProcess:
             continue
-        measured.append(ProcessMemory(_title(words or [process.name()]), used.rss, used.pss))
+        measured.append(ProcessMemory(title(words or [process.name()]), used.rss, used.pss))
     return sorted(measured, key=lambda one: -one.pss_bytes)
 
 
-def _title(words: Sequence[str]) -> str:
+def title(words: Sequence[str]) -> str:
     """Return what a process is, short and without paths."""
-    if words[0].startswith("ray::"):
-        return words[0]
+    if words[0].startswith(("ray::", "ray-dashboard-")):
+        return words[0].partition(" ")[0]
+    if any("multiprocessing" in word for word in words):
+        return "helper of multiprocessing"
+    if "-m" in words:
+        return f"python -m {words[words.index('-m') + 1]}"
     names = [word.rpartition("/")[2] for word in words[:3] if not word.startswith("-")]
     return " ".join(names)[:60]

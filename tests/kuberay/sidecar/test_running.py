@@ -301,3 +301,20 @@ def _rss_bytes(process: psutil.Process) -> int:
     except psutil.NoSuchProcess:
         return 0
     return rss
+
+
+@pytest.mark.parametrize("tool", ["sleep", "flock"])
+def test_tool_that_fails_never_makes_it_go_round_and_round(shell: Shell, root: Path, tmp_path: Path, tool: str) -> None:
+    shims = tmp_path / "broken"
+    shims.mkdir()
+    (shims / tool).write_text("#!/bin/sh\nexit 127\n")
+    (shims / tool).chmod(0o755)
+    broken = with_first(shell, shims)
+    stage(root)
+    if tool == "sleep":
+        with ended(broken.start(root)) as process:
+            assert process.wait(TIMEOUT_S) == 1
+        return
+    assert broken.once(root).returncode == 1
+    assert (root / "staging" / "READY").exists()
+    assert shell.once(root).returncode == 0
