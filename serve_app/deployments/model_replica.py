@@ -33,6 +33,7 @@ from serve_app.domain.errors import (
     CannotExplainError,
     ConfigError,
     ServeAppError,
+    SourceError,
     UnavailableError,
     UnknownVersionError,
 )
@@ -172,13 +173,15 @@ class ModelReplica:
             for i, ref in enumerate(refs)
         ]
         outcomes = await asyncio.gather(*loads, return_exceptions=True)
-        self._last_error = None
+        told, self._last_error = self._last_error, None
         left_out = self._models.left_out()
         for ref, outcome in zip(refs, outcomes, strict=True):
             if isinstance(outcome, NoRoomError) and ref.digest in left_out:
                 log.info("version left out for now", version=ref.version, reason=str(outcome))
             elif isinstance(outcome, Exception):
                 self._last_error = f"{ref.version}: {outcome}"
+                if self._last_error == told and isinstance(outcome, SourceError):
+                    continue  # it is tried again and again until it can be read
                 log.error("model not loaded", version=ref.version, reason=str(outcome))
 
     async def _load_on_demand(self, ref: VersionRef) -> None:
@@ -262,6 +265,7 @@ class ModelReplica:
             device=self._device.kind,
             device_note=self._device.note,
             no_room=self._models.left_out(),
+            unread=self._models.unread(),
         )
 
     async def metrics(self) -> tuple[str, list[MetricSnapshot]]:

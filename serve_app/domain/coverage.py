@@ -26,8 +26,9 @@ def coverage(
 ) -> Covered:
     """Compare the reports of a family's replicas with the number that Serve says are routable or about to be.
 
-    One replica that failed is enough to fail: a version that not everyone can serve would be answered at random. Where
-    replicas unload first, half are enough, if the others only lack the room.
+    One replica that failed is enough to fail: a version that not everyone can serve would be answered at random. One
+    that cannot read it is waited for: nodes get a bundle one after the other. Where replicas unload first, half are
+    enough, if the others only lack the room.
     """
     for status in statuses:
         if reason := status.failed.get(ref.digest):
@@ -36,7 +37,9 @@ def coverage(
     lacking = len(_lacking_room(statuses, ref)) if unloads_first else 0
     if statuses and ready + lacking == len(statuses) >= expected and ready >= _half(statuses):
         return Covered(True)
-    return Covered(False, waiting_for=f"{ready} of {max(expected, len(statuses))} replicas have {ref.version!r}")
+    unread = [f"; replica {one.replica_id}: {one.unread[ref.digest]}" for one in statuses if ref.digest in one.unread]
+    counted = f"{ready} of {max(expected, len(statuses))} replicas have {ref.version!r}"
+    return Covered(False, waiting_for=counted + "".join(unread[:1]))
 
 
 def next_to_unload(statuses: Sequence[ReplicaStatus], ref: VersionRef) -> str | None:

@@ -48,7 +48,8 @@ class ReplicaStatus(_Document):
     """A replica, the wish in its `user_config`, all versions that it holds, and by digest why it refused others.
 
     `loading` maps the versions under way to the stage they are in. `no_room` says by digest why a version is left out
-    until this replica may unload others for it. `device` is where models run, `device_note` why it is not the one that
+    until this replica may unload others for it, `unread` why one could not be read when it was last tried: the source
+    is away, or this node does not have it yet. `device` is where models run, `device_note` why it is not the one that
     was asked for.
     """
 
@@ -64,6 +65,7 @@ class ReplicaStatus(_Document):
     device: str = "cpu"
     device_note: str | None = None
     no_room: dict[str, str] = {}
+    unread: dict[str, str] = {}
 
     def holds(self, version: str) -> bool:
         """True when the version is loaded here."""

@@ -152,6 +152,7 @@ def _family_body(router: RequestRouter, family: str, windows: Mapping[str, Any] 
                 "device": status.device,
                 "device_note": status.device_note,
                 "no_room": status.no_room,
+                "unread": status.unread,
             }
             for status in router.statuses(family)
         ],

@@ -15,7 +15,14 @@ from serve_app.domain.errors import InvalidInputError, NoModelError, ServeAppErr
 from serve_app.domain.signature import json_kind
 from serve_app.ingress.open_inference_bodies import DATATYPES, described
 from serve_app.ingress.protocol_bodies import object_of
-from serve_app.ingress.protocol_routes import ERROR, OF_PATH, json_response, loaded_versions, loading_versions
+from serve_app.ingress.protocol_routes import (
+    ERROR,
+    OF_PATH,
+    json_response,
+    loaded_versions,
+    loading_versions,
+    refuse_others,
+)
 from serve_app.ingress.request_body import read_body
 from serve_app.usecases.route_request import NO_MODEL_RETRY_AFTER_S, RequestRouter
 
@@ -80,6 +87,7 @@ def open_inference_router(router: RequestRouter, required: frozenset[str]) -> AP
             return json_response(error)
         return json_response(repository_index(router, only_ready=only_ready))
 
+    refuse_others(api, SERVER)
     return api
 
 

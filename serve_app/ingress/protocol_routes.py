@@ -3,8 +3,9 @@
 from typing import Any, Final
 
 import orjson
-from fastapi import Response
+from fastapi import APIRouter, Request, Response
 
+from serve_app.domain.signature import shortened
 from serve_app.ingress.error_responses import JSON_HEADER
 from serve_app.ingress.protocol_bodies import error_response
 from serve_app.usecases.route_request import RequestRouter
@@ -35,6 +36,16 @@ def json_response(answer: Any) -> Response:
     response = Response(body, status_code=status)
     response.raw_headers.extend(headers)
     return response
+
+
+def refuse_others(api: APIRouter, prefix: str) -> None:
+    """Answer all else below a path in the form of the protocols, whose clients cannot read another; comes last."""
+
+    async def unknown(request: Request) -> Response:
+        said = f"no route {request.method} {shortened(request.url.path)}: this protocol's stand at /docs"
+        return Response(orjson.dumps({"error": said}), status_code=404, media_type=JSON_HEADER[1].decode())
+
+    api.add_api_route(prefix + "/{rest:path}", unknown, methods=["GET", "POST"], include_in_schema=False)
 
 
 def loaded_versions(router: RequestRouter, family: str) -> list[str]:

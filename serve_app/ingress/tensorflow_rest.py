@@ -16,7 +16,14 @@ from serve_app.domain.signature import json_kind, rows_of, shortened
 from serve_app.ingress import protocol_bodies
 from serve_app.ingress.dialect import Dialect, Rows
 from serve_app.ingress.protocol_bodies import check_asked, check_entity, error_response, object_of
-from serve_app.ingress.protocol_routes import ERROR, OF_PATH, json_response, loaded_versions, loading_versions
+from serve_app.ingress.protocol_routes import (
+    ERROR,
+    OF_PATH,
+    json_response,
+    loaded_versions,
+    loading_versions,
+    refuse_others,
+)
 from serve_app.ingress.wire import entity_of, predictions_json
 from serve_app.usecases.route_request import RequestRouter, Target
 
@@ -100,6 +107,7 @@ def tensorflow_router(router: RequestRouter) -> APIRouter:
     async def version_status(family: str, version: str) -> Response:
         return _status(router, family, version)
 
+    refuse_others(api, "/v1")
     return api
 
 

@@ -23,7 +23,7 @@ from serve_app.domain.errors import (
 )
 from serve_app.domain.events import EventPage
 from serve_app.domain.experiment_report import ExperimentReport
-from serve_app.domain.following import agree, pin_of
+from serve_app.domain.following import agree, pin_of, retry_delay_s
 from serve_app.domain.reload import AuditEntry, FamilyRecord, KnownVersion, Operation, Outcome, RoutingTable, VersionRef
 from serve_app.domain.rollout import Command
 from serve_app.domain.rollout_plan import RolloutPlan
@@ -85,6 +85,7 @@ class VersionControl:
         self._rollouts = RolloutControl({name: one.rolled for name, one in families.items() if one.rolled is not None})
         self._starting = {name: asyncio.Lock() for name in families}
         self._turns = {name: asyncio.Event() for name in families}
+        self._rereads: dict[str, tuple[int, float]] = {}  # how often so far, and when next
         for name, family in families.items():
             if family.rolled is not None:
                 family.rolled.advancer.wake = self._turns[name].set
@@ -334,12 +335,27 @@ class VersionControl:
     async def _heal(self, family: str, statuses: Sequence[ReplicaStatus]) -> None:
         """Tell replicas that lack something they should hold; one that has just started may have missed a change."""
         wanted = self.wanted(family)
-        missing = [
-            ref for status in statuses for ref in wanted if _lacks(status, ref) and ref.digest not in status.no_room
+        lacking = [
+            (status, ref)
+            for status in statuses
+            for ref in wanted
+            if _lacks(status, ref) and ref.digest not in status.no_room
         ]
+        if not lacking:
+            self._rereads.pop(family, None)
+        missing = any(ref.digest not in status.unread for status, ref in lacking)
         late = self._late_to_unload(family, statuses)
-        if missing or late:
+        if missing or late or (lacking and self._may_reread(family)):
             await self._fleet.prepare(family, wanted, unloading=late)
+
+    def _may_reread(self, family: str) -> bool:
+        """Say whether it is time that replicas try once more to read what they could not; less and less often."""
+        n_before, due_s = self._rereads.get(family, (0, 0.0))
+        now_s = self._clock.monotonic_s()
+        if now_s < due_s:
+            return False
+        self._rereads[family] = n_before + 1, now_s + retry_delay_s(n_before, dice=0.5)
+        return True
 
     def _late_to_unload(self, family: str, statuses: Sequence[ReplicaStatus]) -> tuple[str, ...]:
         """Name the replicas that lacked the room for what is active now: after the commit they may unload for it."""

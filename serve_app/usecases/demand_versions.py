@@ -283,7 +283,9 @@ class VersionDemands:
         await self._fleet.load(self._family, ref)  # before anything is read: a failure of long ago is forgotten then
         while True:
             statuses = await self._fleet.statuses(self._family)
-            if any(_lacks(status, ref) for status in statuses):  # it came since, or has let go of it already
+            if any(
+                _lacks(status, ref) and ref.digest not in status.unread for status in statuses
+            ):  # it came since, or has let go of it already
                 await self._fleet.load(self._family, ref)
             seen = coverage(statuses, ref, expected=0)
             if seen.is_complete:
@@ -292,6 +294,8 @@ class VersionDemands:
                 return
             if seen.failure is not None:
                 raise self._refuse(ref, seen.failure, LOAD_MEMORY_S)
+            if unread := [status.unread[ref.digest] for status in statuses if ref.digest in status.unread]:
+                raise UnavailableError(unread[0], retry_after_s=RETRY_AFTER_S)
             if self._clock.monotonic_s() > deadline_s:
                 raise UnavailableError(
                     f"not loaded within {self._policy.prepare_timeout_s:g} s: {seen.waiting_for}",

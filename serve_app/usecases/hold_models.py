@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from serve_app.domain.errors import BundleError, ServeAppError
+from serve_app.domain.errors import BundleError, ServeAppError, SourceError
 from serve_app.domain.model_slot import Slot, SlotState
 from serve_app.domain.residency import EvictionPlan, NoRoomError, Resident, evictions, no_room, room_for
 from serve_app.domain.status import LoadedVersion
@@ -237,6 +237,10 @@ class ResidentModels:
         """Return why bundles were refused, by digest, the newest last; one that is tried again is left out."""
         return self._slots.failed()
 
+    def unread(self) -> dict[str, str]:
+        """Return by digest why bundles could not be read the last time; they may be, another time."""
+        return self._slots.unread()
+
     def left_out(self) -> dict[str, str]:
         """Return by digest why pinned versions are not here: they wait until others may be let go of for them."""
         return self._slots.left_out()
@@ -344,6 +348,8 @@ class ResidentModels:
         waits_its_turn = isinstance(error, NoRoomError) and self._room.unloads and load.yielding is None
         if load.digest is not None and waits_its_turn and load.version in self._pinned:
             self._slots.leave_out(load.version, load.digest, reason)
+        elif load.digest is not None and isinstance(error, SourceError):
+            self._slots.note_unread(load.digest, reason)
         elif load.digest is not None and not isinstance(error, LoadCancelledError):
             self._slots.note_failure(load.digest, reason)
         load.result.set_exception(error)

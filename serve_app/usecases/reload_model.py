@@ -22,6 +22,8 @@ FLIP_DELAY_S = 0.06
 """From the beginning of a commit until all gateways take it up together: saving takes some 10 ms, telling them 20."""
 COVER_POLL_S = 0.05
 """How often replicas are asked while they prepare; an answer costs a millisecond."""
+REREAD_S = 0.5
+"""How often replicas that could not read a bundle try again while they are waited for."""
 log = structlog.get_logger(__name__)
 
 
@@ -137,7 +139,8 @@ class ModelReloader:
         Raises:
             CandidateError: A replica refused it, or not all are ready in time.
         """
-        deadline_s = self._clock.monotonic_s() + self._policy.prepare_timeout_s
+        asked_s = self._clock.monotonic_s()
+        deadline_s = asked_s + self._policy.prepare_timeout_s
         await self._fleet.prepare(self._family, reload.wanted_versions(self.record))
         asked = 1
         while True:
@@ -157,7 +160,11 @@ class ModelReloader:
                 refs = dict.fromkeys((ref, *reload.wanted_versions(self.record)))
                 await self._fleet.prepare(self._family, tuple(refs), unloading=[turn])
                 deadline_s = self._clock.monotonic_s() + self._policy.prepare_timeout_s
-            elif asked < len(statuses):  # a replica that came since does not know the candidate
+            elif asked < len(statuses) or (  # a replica that came since does not know the candidate
+                any(ref.digest in status.unread for status in statuses)
+                and self._clock.monotonic_s() >= asked_s + REREAD_S
+            ):
+                asked_s = self._clock.monotonic_s()
                 await self._fleet.prepare(self._family, reload.wanted_versions(self.record))
             asked = len(statuses)
             await asyncio.sleep(COVER_POLL_S)

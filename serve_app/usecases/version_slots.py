@@ -1,4 +1,4 @@
-"""What is known of each version in one replica: its slot, why its bundle failed, why it is left out for now."""
+"""What is known of each version in one replica: its slot, why its bundle failed, or why it is not here for now."""
 
 from collections.abc import Collection
 
@@ -16,6 +16,7 @@ class VersionSlots:
         self._slots: dict[str, Slot] = {}
         self._failed: dict[str, str] = {}
         self._left_out: dict[str, tuple[str, str]] = {}
+        self._unread: dict[str, str] = {}
 
     def __getitem__(self, version: str) -> Slot:
         return self._slots[version]
@@ -33,6 +34,10 @@ class VersionSlots:
         """Return why bundles were refused, by digest, the newest last."""
         return dict(self._failed)
 
+    def unread(self) -> dict[str, str]:
+        """Return why bundles could not be read the last time, by digest: the source was away, or had none of it yet."""
+        return dict(self._unread)
+
     def left_out(self) -> dict[str, str]:
         """Return why bundles wait until others are let go of for them, by digest."""
         return {digest: reason for digest, (_, reason) in self._left_out.items()}
@@ -45,8 +50,8 @@ class VersionSlots:
         else:
             self._slots[version] = slot.moved(SlotState.QUEUED, now_s=now_s, digest=digest)
         if digest is not None:
-            self._failed.pop(digest, None)
-            self._left_out.pop(digest, None)
+            for known in (self._failed, self._left_out, self._unread):
+                known.pop(digest, None)
 
     def move(
         self, version: str, to: SlotState, now_s: float, *, digest: str | None = None, reason: str = ""
@@ -63,6 +68,12 @@ class VersionSlots:
         self._failed.pop(digest, None)
         self._failed[digest] = reason
         forget_oldest(self._failed, most=KEPT_ENDED_SLOTS)
+
+    def note_unread(self, digest: str, reason: str) -> None:
+        """A bundle could not be read, which says nothing against it."""
+        self._unread.pop(digest, None)
+        self._unread[digest] = reason
+        forget_oldest(self._unread, most=KEPT_ENDED_SLOTS)
 
     def leave_out(self, version: str, digest: str, reason: str) -> None:
         """A bundle has to wait for room."""

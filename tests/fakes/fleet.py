@@ -29,7 +29,10 @@ def loaded(ref: VersionRef) -> LoadedVersion:
 
 
 class FakeFleet:
-    """Replicas of one family that load at once, but for `refuses` (digest -> reason) and `hangs` (digest)."""
+    """Replicas of one family that load at once, but for `refuses` (digest -> reason) and `hangs` (digest).
+
+    `unreadable` has the digests that single replicas cannot read yet.
+    """
 
     def __init__(self, n_replicas: int = 2) -> None:
         self.held: list[dict[str, VersionRef]] = [{} for _ in range(n_replicas)]
@@ -40,7 +43,9 @@ class FakeFleet:
         self.late_pins: dict[int, str] = {}  # of replicas that Serve has not passed `pin` on to yet
         self.n_unreachable = 0
         self.has_room_for_one = False
+        self._unread: dict[int, set[str]] = {}
         self.no_room: list[dict[str, str]] = [{} for _ in range(n_replicas)]
+        self.unreadable: dict[int, set[str]] = {}
         self.log: list[str] = []
         self.answering: list[list[list[str]]] = []  # what each replica holds, after each `prepare`
 
@@ -61,6 +66,7 @@ class FakeFleet:
                 versions=tuple(loaded(ref) for ref in self.held[i].values()),
                 failed=self.failed[i],
                 no_room=self.no_room[i],
+                unread=dict.fromkeys(self._unread.get(i, ()), f"node {i} does not have it"),
             )
             for i in range(len(self.held) - self.n_unreachable)
         ]
@@ -76,11 +82,20 @@ class FakeFleet:
         for i in range(len(self.held) - self.n_unreachable):
             self.no_room[i].clear()
             for n, ref in enumerate(refs):
+                if not self._can_read(i, ref):
+                    continue
                 if ref.digest in self.refuses:
                     self.failed[i][ref.digest] = self.refuses[ref.digest]
                 elif ref.digest not in self.hangs:
                     self._take(i, ref, yielding=refs[n + 1 :] if f"r{i}" in unloading else ())
         self.answering.append([sorted(held) for held in self.held])
+
+    def _can_read(self, i: int, ref: VersionRef) -> bool:
+        """Say whether a replica has the files of a version, and keep that in what it tells."""
+        can = ref.digest not in self.unreadable.get(i, ())
+        unread = self._unread.setdefault(i, set())
+        (unread.discard if can else unread.add)(ref.digest)
+        return can
 
     def _take(self, i: int, ref: VersionRef, *, yielding: Sequence[VersionRef]) -> None:
         """Hold one more; where there is room for one only, in the place of one that may be unloaded."""
@@ -98,6 +113,8 @@ class FakeFleet:
         """See `Fleet.load`."""
         self.log.append(f"load {ref.version}")
         for i in range(len(self.held) - self.n_unreachable):
+            if not self._can_read(i, ref):
+                continue
             if ref.digest in self.refuses:
                 self.failed[i][ref.digest] = self.refuses[ref.digest]
             elif ref.digest not in self.hangs:

@@ -10,8 +10,9 @@ HAS = loaded("v2", digest=NEW.digest)
 
 
 def replicas(word: str) -> list[ReplicaStatus]:
-    """Return reports, one for each letter: h has the candidate, l lacks the room, w is still at work, f failed."""
+    """Return reports, one for each letter: has the candidate, lacks room, still works, failed, could not read (u)."""
     facts = {"h": {}, "l": {"no_room": {NEW.digest: "no room"}}, "w": {}, "f": {"failed": {NEW.digest: "spoilt"}}}
+    facts["u"] = {"unread": {NEW.digest: "the node does not have it"}}
     return [
         report(*([HAS] if letter == "h" else []), replica_id=f"r{i}", **facts[letter]) for i, letter in enumerate(word)
     ]
@@ -38,6 +39,12 @@ def test_one_failure_is_enough_to_fail() -> None:
     for unloads_first in (False, True):
         seen = coverage(replicas("hhf"), NEW, expected=3, unloads_first=unloads_first)
         assert (seen.is_complete, seen.failure) == (False, "replica r2 of pool cpu: spoilt")
+
+
+def test_a_replica_that_cannot_read_it_is_waited_for() -> None:
+    seen = coverage(replicas("hu"), NEW, expected=2)
+    assert (seen.is_complete, seen.failure) == (False, None)
+    assert seen.waiting_for == "1 of 2 replicas have 'v2'; replica r1: the node does not have it"
 
 
 @pytest.mark.parametrize(

@@ -241,10 +241,17 @@ async def test_only_what_is_loaded_is_told_of(path: str, status: int) -> None:
     assert (answer.status_code, list(answer.json())) == (status, ["error"])
 
 
-@pytest.mark.parametrize("path", ["/v1/models/forecaster", "/v1/models/a/b:predict", "/v2/models/a/b/infer", "/v1/x"])
-async def test_paths_that_no_protocol_has_are_not_predicted(path: str) -> None:
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/x", "/v1/models/forecaster", "/v1/models/a/b:predict", "/v1/models/:predict",
+        "/v2/models/a/b/infer", "/v2/models//infer", "/v2/repository/models/forecaster/load",
+    ],
+)  # fmt: skip
+async def test_paths_that_no_protocol_has_are_refused_in_its_form(path: str) -> None:
     server = Server()
-    assert (await predict(server, GOOD, path=path)).status_code in (404, 405)
+    answer = await predict(server, GOOD, path=path)
+    assert (answer.status_code, answer.json()["error"].startswith(f"no route POST '{path}'")) == (404, True)
     assert server.client.batches == []
 
 

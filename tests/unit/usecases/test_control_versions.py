@@ -26,7 +26,7 @@ from serve_app.usecases.demand_versions import VersionDemands
 from serve_app.usecases.follow_source import SourceFollower
 from serve_app.usecases.keep_state import StateKeeper
 from serve_app.usecases.ports import TrialLimits
-from serve_app.usecases.reload_model import ModelReloader, ReloadPolicy
+from serve_app.usecases.reload_model import REREAD_S, ModelReloader, ReloadPolicy
 from tests import builders
 from tests.fakes.bundle_source import FakeBundleSource
 from tests.fakes.clock import FakeClock
@@ -242,6 +242,57 @@ async def test_a_replica_that_refuses_the_candidate_aborts_the_change(world: Wor
     assert "no memory" in ended.detail
     assert active(control) == "v1"
     assert world.fleet.log[-2:] == ["hold v1", "evict v2"]
+
+
+async def test_a_node_that_gets_the_candidate_later_is_waited_for(world: World) -> None:
+    control = await world.reconciler()
+    await settled(control)
+    world.publish("v2")
+    digest = world.source.fetch("v2").digest
+    world.fleet.unreadable[1] = {digest}
+    reloading = asyncio.create_task(reload(control))
+    async with asyncio.timeout(5):
+        while not any("v2" in line for line in world.fleet.log):
+            await asyncio.sleep(0)
+    del world.fleet.unreadable[1]
+    world.clock.advance(REREAD_S)
+    assert (await reloading).outcome is Outcome.RELOADED
+    assert active(control) == "v2"
+
+
+async def test_a_candidate_that_one_node_never_gets_is_given_up_and_not_held_against_it(world: World) -> None:
+    control = await world.reconciler()
+    await settled(control)
+    world.publish("v2")
+    digest = world.source.fetch("v2").digest
+    world.fleet.unreadable[1] = {digest}
+    reloading = asyncio.create_task(reload(control))
+    async with asyncio.timeout(5):
+        while not any("v2" in line for line in world.fleet.log):
+            await asyncio.sleep(0)
+    world.clock.advance(11)
+    ended = await reloading
+    assert (ended.outcome, active(control)) == (Outcome.FAILED, "v1")
+    assert "node 1 does not have it" in ended.detail
+    del world.fleet.unreadable[1]
+    assert (await reload(control)).outcome is Outcome.RELOADED
+
+
+async def test_replica_that_cannot_read_what_it_should_hold_tries_less_and_less_often(world: World) -> None:
+    control = await world.reconciler()
+    await settled(control)
+    world.fleet.held[1].clear()
+    world.fleet.unreadable[1] = {world.source.fetch("v1").digest}
+    await control.tick(FAMILY)  # it has not been told yet
+    before = len(world.fleet.log)
+    for _ in range(50):
+        await control.tick(FAMILY)
+        world.clock.advance(1)
+    assert world.fleet.log[before:] == ["prepare v1"] * 4  # at once, after 5, 10, 30
+    world.fleet.unreadable.clear()
+    world.clock.advance(60)
+    await control.tick(FAMILY)
+    assert "v1" in world.fleet.held[1]
 
 
 async def test_a_refused_bundle_is_not_tried_again_unless_forced(world: World) -> None:

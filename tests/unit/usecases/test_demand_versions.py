@@ -235,6 +235,14 @@ async def test_replica_that_cannot_load_it_refuses_it_for_a_minute(zoo: Zoo) -> 
     await zoo.demand("ant", "1")
 
 
+async def test_replica_that_cannot_read_it_yet_refuses_nothing(zoo: Zoo) -> None:
+    zoo.fleet.unreadable[1] = {zoo.digest("ant:1")}
+    with pytest.raises(UnavailableError, match="node 1 does not have it"):
+        await zoo.demand("ant", "1")
+    zoo.fleet.unreadable.clear()
+    await zoo.demand("ant", "1")
+
+
 async def test_replica_that_comes_during_the_load_is_told_too(zoo: Zoo) -> None:
     digest = zoo.digest("ant:1")
     zoo.fleet.hangs.add(digest)

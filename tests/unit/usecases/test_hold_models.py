@@ -274,6 +274,18 @@ async def test_dead_source_is_a_result() -> None:
         assert at.state("v1") is SlotState.FAILED
 
 
+async def test_bundle_that_cannot_be_read_yet_is_not_refused() -> None:
+    async with bench() as at:
+        digest = at.source.fetch("v2").digest
+        at.source.error = SourceError("gone")
+        with pytest.raises(SourceError, match="gone"):
+            await at.models.prepare("v2", digest)
+        assert (at.models.failed(), at.models.unread()) == ({}, {digest: "gone"})
+        at.source.error = None
+        await at.models.prepare("v2", digest)
+        assert (at.models.failed(), at.models.unread()) == ({}, {})
+
+
 async def test_failed_load_frees_what_it_held_though_its_error_lives_on() -> None:
     held: list[weakref.ref[FakePredictor]] = []
 
@@ -548,7 +560,7 @@ async def test_slots_and_reasons_of_long_ago_are_forgotten() -> None:
             with pytest.raises(SourceError):
                 await at.models.prepare(f"absent-{i}", f"{i:064}")
         assert len(at.models.slots()) == KEPT_ENDED_SLOTS + 1
-        assert len(at.models.failed()) == KEPT_ENDED_SLOTS
+        assert len(at.models.unread()) == KEPT_ENDED_SLOTS
         assert at.state("v1") is SlotState.READY
         assert at.state(f"absent-{KEPT_ENDED_SLOTS + 4}") is SlotState.FAILED
 
