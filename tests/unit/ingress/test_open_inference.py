@@ -64,7 +64,9 @@ BY_NAME = [column("load", [3, 6]), column("cpu", [1.0, 4], shape=[2, 1]), column
     ids=["nested", "flat", "named-as-a-column", "whole-floats", "columns"],
 )
 async def test_every_form_of_two_rows_gets_the_same_answer(inputs: Any) -> None:
-    answer = await infer(Server(), {"inputs": inputs, "parameters": {"binary_data_output": True, "x": 1}})
+    server = Server()
+    answer = await infer(server, {"inputs": inputs, "parameters": {"binary_data_output": True, "x": 1}})
+    assert server.client.batches == [[[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]]
     assert (answer.status_code, answer.json()) == (
         200,
         {

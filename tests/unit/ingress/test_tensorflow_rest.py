@@ -48,8 +48,10 @@ async def get(server: Server, path: str) -> httpx.Response:
     ids=lambda value: str(value)[:50],
 )
 async def test_rows_are_answered_by_rows_and_columns_by_columns(document: Any, answered: Any) -> None:
-    answer = await predict(Server(), document)
+    server = Server()
+    answer = await predict(server, document)
     assert (answer.status_code, answer.json()) == (200, answered)
+    assert server.client.batches[0][0] == [1.0, 2.0, 3.0]
 
 
 async def test_several_outputs_are_named() -> None:
