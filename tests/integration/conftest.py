@@ -1,4 +1,7 @@
-"""One real server for all tests that need one: Ray, HAProxy, two families, started by `serve-app up`."""
+"""One real server for all tests that need one: Ray, HAProxy, two families, started by `serve-app up`.
+
+Servers end with this folder: idle ones would take half a core from the tests that follow.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -49,7 +52,7 @@ class Server:
         assert deployed.returncode == 0, deployed.stdout + deployed.stderr
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     directory = tmp_path_factory.mktemp("server")
     state = StateDir.at(directory / "state")
@@ -76,7 +79,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         instance.run("down")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def registry_server(
     tmp_path_factory: pytest.TempPathFactory, mlflow_server: MlflowServer
 ) -> Iterator[registry.RegistryServer]:
@@ -85,7 +88,7 @@ def registry_server(
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def iris_server(registry_server: registry.RegistryServer) -> registry.RegistryServer:
     """The server with S3's model in production, trained by its program and asked for by hand."""
     told = registry.train(registry_server, "train_iris", "--trees", "10", "--stage", "Production")
@@ -97,7 +100,7 @@ def iris_server(registry_server: registry.RegistryServer) -> registry.RegistrySe
     return registry_server
 
 
-@pytest.fixture(scope="session", name="trained_fleet")
+@pytest.fixture(scope="package", name="trained_fleet")
 def _trained_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[trained_fleet.TrainedFleet]:
     """A server of a fleet with a small model, which trains itself anew."""
     with trained_fleet.running(tmp_path_factory.mktemp("fleet")) as running:
