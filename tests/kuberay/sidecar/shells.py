@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -42,7 +43,10 @@ class Shell:
         )
 
     def start(self, root: Path, *arguments: str, **settings: str) -> subprocess.Popen[bytes]:
-        """Start the sidecar; it is the caller's to end. What it says goes to `log_of(root)`, for a pipe outlives it."""
+        """Start the sidecar; it is the caller's to end. What it says goes to `log_of(root)`, for a pipe outlives it.
+
+        A shell cannot trap what was ignored when it began, as the interrupt is below a job in the background.
+        """
         with log_of(root).open("a") as log:
             return subprocess.Popen(
                 [*self.command, str(SCRIPT), *arguments],
@@ -50,6 +54,7 @@ class Shell:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
 
     def judge(self, raw: bytes) -> tuple[bool, str]:
