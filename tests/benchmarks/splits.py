@@ -47,7 +47,7 @@ def main(
     directory = state_dir.resolve()
     with our_server(directory) as server:
         server.write(CANDIDATE)
-        pairs = tuple(measure_throughput(server, rounds=2 if quick else 8, seconds=2 if quick else 5))
+        pairs = tuple(measure_throughput(server, rounds=2 if quick else 5, seconds=2 if quick else 4))
         shares = tuple(measure_keys(server, n_keys=2_000 if quick else 100_000))
     run = SplitsRun(
         started_at=started_at, command=splits_report.COMMAND + (" --quick" if quick else ""), code=machine.commit(),
