@@ -1,8 +1,7 @@
 """What every store promises of events, run over the fake, SQLite, and a PostgreSQL that the tests start."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine, text
@@ -12,55 +11,8 @@ from serve_app.domain.errors import StaleRevisionError
 from serve_app.domain.events import EventKind
 from serve_app.domain.reload import StoredState
 from serve_app.usecases.ports import StateStore
-from tests.contracts.postgres_server import NoPostgresError, PostgresServer, postgres_server
 from tests.contracts.state_writers import entry, next_state
-from tests.fakes.state_store import FakeStateStore
 from tests.unit.usecases.eventful import event
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[PostgresServer]:
-    try:
-        with postgres_server() as server:
-            yield server
-    except NoPostgresError as error:
-        pytest.skip(str(error))
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/state/state.db"
-    server: PostgresServer = request.getfixturevalue("postgres")
-    return server.new_database()
-
-
-@pytest.fixture(params=["fake", "sqlite", "postgres"])
-def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], StateStore]]:
-    """Return another store over the same data, as a restarted process would have."""
-    if request.param == "fake":
-        fake = FakeStateStore()
-        yield lambda: fake
-        return
-    if request.param == "sqlite":
-        where = f"sqlite:///{tmp_path}/state/state.db"
-    else:
-        server: PostgresServer = request.getfixturevalue("postgres")
-        where = server.new_database()
-    opened: list[SqlStateStore] = []
-
-    def open_one() -> StateStore:
-        opened.append(SqlStateStore(where))
-        return opened[-1]
-
-    yield open_one
-    for store in opened:
-        store.close()
-
-
-@pytest.fixture
-def store(reopen: Callable[[], StateStore]) -> StateStore:
-    return reopen()
 
 
 def ids(store: StateStore, **asked: object) -> list[int]:

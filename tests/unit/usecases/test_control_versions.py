@@ -244,16 +244,21 @@ async def test_a_replica_that_refuses_the_candidate_aborts_the_change(world: Wor
     assert world.fleet.log[-2:] == ["hold v1", "evict v2"]
 
 
-async def test_a_node_that_gets_the_candidate_later_is_waited_for(world: World) -> None:
-    control = await world.reconciler()
-    await settled(control)
+async def reload_that_one_node_cannot_read(world: World, control: VersionControl) -> asyncio.Task[Operation]:
+    """Begin a reload of v2, which node 1 does not have, and return once the replicas were asked for it."""
     world.publish("v2")
-    digest = world.source.fetch("v2").digest
-    world.fleet.unreadable[1] = {digest}
+    world.fleet.unreadable[1] = {world.source.fetch("v2").digest}
     reloading = asyncio.create_task(reload(control))
     async with asyncio.timeout(5):
         while not any("v2" in line for line in world.fleet.log):
             await asyncio.sleep(0)
+    return reloading
+
+
+async def test_a_node_that_gets_the_candidate_later_is_waited_for(world: World) -> None:
+    control = await world.reconciler()
+    await settled(control)
+    reloading = await reload_that_one_node_cannot_read(world, control)
     del world.fleet.unreadable[1]
     world.clock.advance(REREAD_S)
     assert (await reloading).outcome is Outcome.RELOADED
@@ -263,13 +268,7 @@ async def test_a_node_that_gets_the_candidate_later_is_waited_for(world: World) 
 async def test_a_candidate_that_one_node_never_gets_is_given_up_and_not_held_against_it(world: World) -> None:
     control = await world.reconciler()
     await settled(control)
-    world.publish("v2")
-    digest = world.source.fetch("v2").digest
-    world.fleet.unreadable[1] = {digest}
-    reloading = asyncio.create_task(reload(control))
-    async with asyncio.timeout(5):
-        while not any("v2" in line for line in world.fleet.log):
-            await asyncio.sleep(0)
+    reloading = await reload_that_one_node_cannot_read(world, control)
     world.clock.advance(11)
     ended = await reloading
     assert (ended.outcome, active(control)) == (Outcome.FAILED, "v1")
