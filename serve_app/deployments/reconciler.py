@@ -1,7 +1,7 @@
 """Reconciler: the control loop; one replica, the only writer of the state store."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -106,23 +106,27 @@ class Reconciler:
         )  # fmt: skip
         self._warming = asyncio.create_task(self._warm_up())
         await self._until_stored()
-        self._loops = [asyncio.create_task(self._lead())]
-        self._loops += [asyncio.create_task(self._follow(name)) for name in families]
-        self._loops += [
-            asyncio.create_task(self._retrain(name, family.retrainer))
-            for name, family in families.items()
-            if family.retrainer is not None
-        ]
-        deliveries = make_deliveries(
-            config, self._keeper, leads=self._leads, clock=self._clock, registry=self._metrics.registry
-        )
-        self._loops += [
-            asyncio.create_task(deliver_for_ever(one, self._keeper, leads=self._leads)) for one in deliveries
-        ]
+        self._loops = self._begin_loops(config, families)
         self._preloading = [
             asyncio.create_task(self._preload(name, demands, family.source.preloaded))
             for name, family in config.families.items()
             if isinstance(family.source, RegistryConfig) and (demands := families[name].demands) is not None
+        ]
+
+    def _begin_loops(self, config: AppConfig, families: Mapping[str, ControlledFamily]) -> list[asyncio.Task[None]]:
+        """Begin all that goes on for as long as this process does."""
+        deliveries = make_deliveries(
+            config, self._keeper, leads=self._leads, clock=self._clock, registry=self._metrics.registry
+        )
+        return [
+            asyncio.create_task(self._lead()),
+            *(asyncio.create_task(self._follow(name)) for name in families),
+            *(
+                asyncio.create_task(self._retrain(name, family.retrainer))
+                for name, family in families.items()
+                if family.retrainer is not None
+            ),
+            *(asyncio.create_task(deliver_for_ever(one, self._keeper, leads=self._leads)) for one in deliveries),
         ]
 
     def _controlled(self, config: AppConfig, name: str, store: DeploymentHandle[Any] | None) -> ControlledFamily:
