@@ -131,6 +131,8 @@ def _temporary_directory() -> Iterator[None]:
 
 def _loaders() -> "MakeLoaders":
     # Imported here, after the priority is lowered: it takes seconds of processor time.
+    import serve_app.adapters.loaders.mlflow_model
+    import serve_app.adapters.loaders.sklearn_targets
     import serve_app.adapters.sources
     import serve_app.usecases.load_model  # noqa: F401  # imported for the forks
     from serve_app.adapters.loaders import make_loaders

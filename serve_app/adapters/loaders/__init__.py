@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 
 from serve_app.adapters.explain_process import ExplainProcess
-from serve_app.adapters.loaders.mlflow_model import MlflowLoader
 from serve_app.adapters.loaders.mlflow_settings import MlflowLoaderSettings
-from serve_app.adapters.loaders.sklearn_targets import SklearnTargetsLoader
+from serve_app.adapters.loaders.on_demand import OnDemandLoader
 from serve_app.adapters.loaders.tft.torch_loader import TorchLoader
 from serve_app.adapters.torch_device import CPU, Device
 from serve_app.config import MlflowModelsConfig
@@ -15,9 +14,20 @@ from serve_app.usecases.ports import Loader
 def loaders_with(mlflow: MlflowLoaderSettings, device: Device = CPU) -> Mapping[str, Loader]:
     """Return all loaders, with what the operator allows the one for models of MLflow, and the device for torch."""
     explaining = ExplainProcess()  # one for all models of the process that loads them
+
+    def of_sklearn() -> Loader:
+        from serve_app.adapters.loaders.sklearn_targets import SklearnTargetsLoader
+
+        return SklearnTargetsLoader(explaining)
+
+    def of_mlflow() -> Loader:
+        from serve_app.adapters.loaders.mlflow_model import MlflowLoader
+
+        return MlflowLoader(mlflow, explaining)
+
     return {
-        "sklearn_targets": SklearnTargetsLoader(explaining),
-        "mlflow": MlflowLoader(mlflow, explaining),
+        "sklearn_targets": OnDemandLoader(of_sklearn, uses_pickle=True),  # joblib is pickle
+        "mlflow": OnDemandLoader(of_mlflow, uses_pickle=mlflow.uses_pickle),
         "torch": TorchLoader(device),
     }
 

@@ -119,7 +119,7 @@ class MlflowLoader:
     @property
     def uses_pickle(self) -> bool:
         """True unless skops, which runs no code of the model, is all that is allowed."""
-        return set(self._settings.formats) != {"skops"}
+        return self._settings.uses_pickle
 
     def load(self, bundle: Bundle) -> MlflowPredictor:
         """Load the estimator of the scikit-learn flavour, or let MLflow load the model; predict its example once."""

@@ -23,3 +23,8 @@ class MlflowLoaderSettings:
     formats: tuple[Format, ...] = ("skops",)
     trusted_types: tuple[str, ...] = TREE_TYPES
     environment_mismatch: Literal["warn", "refuse", "ignore"] = "warn"
+
+    @property
+    def uses_pickle(self) -> bool:
+        """True unless skops, which runs no code of the model, is all that is allowed."""
+        return set(self.formats) != {"skops"}
