@@ -22,7 +22,7 @@ from serve_app.deployments.window_store import WindowStore
 MANY_REQUESTS = 100_000
 """`max_ongoing_requests`: the coalescers and their bounded queues hold requests back, Ray is not to."""
 HEALTH_CHECK_PERIOD_S = 1
-"""Serve learns of a dead replica by its next check only: with 5 s it stood still for up to 5.5 s before it began anew."""
+"""Serve learns of a dead replica by its next check only: with 5 s, it had no other for up to 5.5 s."""
 log = structlog.get_logger(__name__)
 
 
