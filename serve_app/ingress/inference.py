@@ -8,7 +8,7 @@ import contextlib
 import itertools
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, Protocol
@@ -29,7 +29,7 @@ from serve_app.domain.errors import (
 from serve_app.ingress import error_responses, invocations, open_inference, tensorflow_rest
 from serve_app.ingress.asked import OF_DEFAULT, OF_FAMILY, PREFIX, Asked, Scope, asked_of, family_of, spoken_of
 from serve_app.ingress.dialect import Rows
-from serve_app.ingress.targeting import Placed, Targeting
+from serve_app.ingress.targeting import Targeting
 from serve_app.ingress.wire import PredictAnswer, PredictBody
 from serve_app.usecases.mirror_requests import Copied, Mirror
 from serve_app.usecases.name_versions import NamedVersions
@@ -198,9 +198,12 @@ class Inference:
         self.meter.observe(target.family, target.version, target.variant, 200, seconds, asked.route)
         if self._recorder is not None:
             self._recorder.offer(target, rows, outputs, seconds)
-        if asked.placed is not None:
-            headers += _counted(asked.placed, target, seconds)
-            if (route := asked.placed.copies_to) is not None and target is asked.placed.target:
+        if (placed := asked.placed) is not None:
+            if target.tally is not None:  # none where another version than the split's has answered
+                target.tally.count(200, seconds)
+            if placed.cookie is not None:
+                headers.append(placed.cookie)
+            if (route := placed.copies_to) is not None and target is placed.target:
                 asked.copied = Copied(route, target, rows, outputs, seconds)
         if self._access_log:
             log.info(
@@ -328,13 +331,6 @@ class Inference:
         open_inference.describe(api, predict)
         tensorflow_rest.describe(api, predict)
         return api
-
-
-def _counted(placed: Placed, target: Target, seconds: float) -> Sequence[tuple[bytes, bytes]]:
-    """Count an answer as evidence, unless another version than the split's has given it; return what headers it has."""
-    if target.tally is not None:
-        target.tally.count(200, seconds)
-    return () if placed.cookie is None else (placed.cookie,)
 
 
 def _are_ordinary(rows: Rows) -> bool:

@@ -13,6 +13,7 @@ ENTITY: Final = ENTITY_FIELD
 STICKY_PREFIX: Final = "serve_app_"
 MAX_KEY_CHARACTERS: Final = 256
 """Of a longer key only so much is hashed: a body may be megabytes."""
+NO_FACTS: Final = RequestFacts()
 RawHeaders = Iterable[tuple[bytes, bytes]]
 EntityOf = Callable[[bytes], str | None]
 
@@ -33,6 +34,7 @@ class _Reader:
         source = None if split.targeting is None else split.targeting.source
         name = "" if split.targeting is None else split.targeting.name
         self.route = route
+        self.reads_nothing = source is None and not split.segments
         self._key_header = name.lower().encode() if source is KeySource.HEADER else None
         self.is_cookie = source is KeySource.COOKIE
         self._is_entity_key = source is KeySource.FIELD and name == ENTITY
@@ -80,15 +82,19 @@ class Targeting:
     ) -> Placed:
         """Choose where a request goes, and count it as evidence. Raises as `RequestRouter.target`."""
         name = family or self._router.default_family
-        route = self._router.splits.get(name)
+        route = self._router.split_of(name)
         if route is None:
             return Placed(self._router.target(family, forced_version))
         reader = self._readers.get(name)
         if reader is None or reader.route is not route:
             reader = self._readers[name] = _Reader(name, route)
-        facts = reader.facts(headers, forced_version, body, entity_of)
+        facts = NO_FACTS
+        if not reader.reads_nothing or forced_version is not None:
+            facts = reader.facts(headers, forced_version, body, entity_of)
+        if facts == NO_FACTS and not reader.is_cookie and (drawn := route.draw()) is not None:
+            return Placed(drawn, None, route if route.has_shadow and route.is_copied(drawn, None) else None)
         target, assignment = self._router.assign(family, facts)
-        if assignment is None:  # the split ended with the table that this request took up
+        if assignment is None:  # no split any more
             return Placed(target)
         cookie = reader.cookie(assignment) if reader.is_cookie else None
         return Placed(target, cookie, route if route.has_shadow and route.is_copied(target, facts.key) else None)

@@ -1,6 +1,7 @@
 """Natural batching: while calls are out, requests gather; the next call takes all that wait.
 
-No timer: an idle server adds no delay, a busy one batches by itself. One coalescer serves one (family, version, pool).
+No timer: an idle server adds no delay, a busy one batches by itself. One coalescer serves one (family, version, pool);
+those of one pool take turns together.
 """
 
 import asyncio
@@ -23,6 +24,7 @@ from serve_app.domain.errors import (
     UnknownVersionError,
 )
 from serve_app.usecases.ports import PredictClient
+from serve_app.usecases.take_turns import Turn, Turns
 
 Rows = list[list[float]] | NDArray[np.float64]
 """Rows of one request: as its JSON had them, or an array (n_rows, input_width)."""
@@ -53,13 +55,28 @@ class _Waiting:
 class _Batch:
     waiting: list[_Waiting]
     n_rows: int
+    turn: Turn
 
 
 class Coalescer:
-    """Gathers requests into batches for one version. Lives on one event loop."""
+    """Gathers requests into batches for one version. Lives on one event loop.
+
+    Args:
+        client: Reaches the pool.
+        version: Predicts the rows.
+        limits: Bounds of this coalescer.
+        turns: Of the pool; its own where none are given.
+        on_batch: Told how many rows a call has.
+    """
 
     def __init__(
-        self, client: PredictClient, version: str, limits: BatchLimits, *, on_batch: Callable[[int], None] | None = None
+        self,
+        client: PredictClient,
+        version: str,
+        limits: BatchLimits,
+        *,
+        turns: Turns | None = None,
+        on_batch: Callable[[int], None] | None = None,
     ) -> None:
         self._client = client
         self._version = version
@@ -68,7 +85,7 @@ class Coalescer:
         self._loop = asyncio.get_running_loop()
         self._queue: deque[_Waiting] = deque()
         self._batches_out: set[_Batch] = set()
-        self._flush_is_due = False
+        self._turns = turns or Turns(lambda: client.capacity)
         self._expiry: asyncio.TimerHandle | None = None
 
     @property
@@ -107,22 +124,17 @@ class Coalescer:
         self._queue.append(waiting)
         if self._expiry is None:
             self._expiry = self._loop.call_at(deadline_s, self._expire)
-        self._flush_soon()
+        self._turns.ask(self)
         return waiting.future
 
-    def _flush_soon(self) -> None:
-        """Flush after the requests that this turn of the event loop has read are all queued."""
-        if not self._flush_is_due:
-            self._flush_is_due = True
-            self._loop.call_soon(self._flush)
-
-    def _flush(self) -> None:
-        self._flush_is_due = False
-        capacity = max(self._client.capacity, 1)
-        while self._queue and len(self._batches_out) < capacity:
-            batch = self._next_batch()
-            if batch:
-                self._send(batch)
+    def go(self, turn: Turn) -> bool:
+        """Send the next batch, unless as many calls are out as the pool can have; say whether one was sent."""
+        if len(self._batches_out) >= max(self._client.capacity, 1):
+            return False
+        batch = self._next_batch()
+        if batch:
+            self._send(batch, turn)
+        return bool(batch)
 
     def _expire(self) -> None:
         """Fail every request whose time is up, waiting or sent; wake up again for the oldest of the others.
@@ -157,13 +169,13 @@ class Coalescer:
             batch.append(self._queue.popleft())
         return batch
 
-    def _send(self, waiting: list[_Waiting]) -> None:
+    def _send(self, waiting: list[_Waiting], turn: Turn) -> None:
         alone = waiting[0].rows
         if len(waiting) == 1 and isinstance(alone, np.ndarray):
             rows = alone
         else:
             rows = np.array([row for one in waiting for row in one.rows], dtype=np.float64)
-        batch = _Batch(waiting, len(rows))
+        batch = _Batch(waiting, len(rows), turn)
         self._batches_out.add(batch)
         if self._on_batch is not None:
             self._on_batch(len(rows))
@@ -171,6 +183,7 @@ class Coalescer:
 
     def _done(self, batch: _Batch, outcome: NDArray[Any] | Exception) -> None:
         self._batches_out.discard(batch)
+        self._turns.answered(batch.turn)
         if not isinstance(outcome, np.ndarray):
             self._settle(batch, outcome)
         elif outcome.ndim == 2 and len(outcome) == batch.n_rows:
@@ -179,7 +192,7 @@ class Coalescer:
             expected = f"expected {batch.n_rows} rows of outputs from the model"
             self._fail(batch.waiting, PredictionError(f"{expected}, got an array of shape {outcome.shape}"))
         if self._queue:
-            self._flush_soon()
+            self._turns.ask(self)
 
     def _settle(self, batch: _Batch, error: Exception) -> None:
         """Give everybody in a failed batch another chance, or tell them."""
@@ -188,7 +201,7 @@ class Coalescer:
             middle = (len(left) + 1) // 2  # one request spoils the batch: halving finds it with few calls
             for part in (left[:middle], left[middle:]):
                 if part:
-                    self._send(part)
+                    self._send(part, batch.turn)
         elif isinstance(error, UnavailableError | UnknownVersionError):
             for waiting in left:
                 waiting.lost_tries += 1

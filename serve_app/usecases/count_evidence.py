@@ -2,9 +2,10 @@
 
 import math
 import time
-from bisect import bisect_left
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Final, TypeVar
+
+import numpy as np
 
 from serve_app.domain.differences import DifferenceHistogram, bucket_of
 from serve_app.domain.evidence import Measurement
@@ -22,8 +23,10 @@ from serve_app.domain.statistics import Moments
 from serve_app.domain.traffic import Reason
 
 _PLACES = 1 << 20
-_EDGES = [upper_edge_s(bucket) for bucket in range(LAST_BUCKET)]
+_EDGES = np.array([upper_edge_s(bucket) for bucket in range(LAST_BUCKET)])
 """Upper edges of all buckets but the last: to search them is faster than to compute a logarithm."""
+MAX_UNSORTED: Final = 1024
+"""Times that are put into buckets together: a tenth of what it costs for each of them."""
 Told = TypeVar("Told")
 _EMPTY = Measurement()
 _NAMED, _FORCED = Reason.SEGMENT.value, Reason.FORCED.value
@@ -62,7 +65,9 @@ class KeySketch:
 class VariantTally:
     """Counts the answers of one variant. Answers that were the client's fault (4xx) count nowhere."""
 
-    __slots__ = ("assigned", "compared", "disagreed", "errors", "latency", "requests", "squares", "total_s")
+    __slots__ = (
+        "_buckets", "_squares", "_total_s", "_unsorted_s", "assigned", "compared", "disagreed", "errors", "requests"
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.requests = 0
@@ -70,32 +75,43 @@ class VariantTally:
         self.assigned = 0
         self.compared = 0
         self.disagreed = 0
-        self.total_s = 0.0
-        self.squares = 0.0
-        self.latency = [0] * (LAST_BUCKET + 1)
+        self._total_s = 0.0
+        self._squares = 0.0
+        self._buckets = np.zeros(LAST_BUCKET + 1, np.int64)
+        self._unsorted_s: list[float] = []
 
     def count(self, status: int, seconds: float) -> None:
         """Count one answer."""
-        if status >= 500:
+        if status >= 400:
+            if status < 500:
+                return
             self.errors += 1
-        elif status >= 400:
-            return
         self.requests += 1
-        self.total_s += seconds
-        self.squares += seconds * seconds
-        self.latency[bisect_left(_EDGES, seconds)] += 1
+        self._unsorted_s.append(seconds)
+        if len(self._unsorted_s) >= MAX_UNSORTED:
+            self._sort()
+
+    def _sort(self) -> None:
+        """Put the times that were counted since the last call into their buckets."""
+        seconds = np.array(self._unsorted_s)
+        self._unsorted_s.clear()
+        self._total_s += float(seconds.sum())
+        self._squares += float(seconds @ seconds)
+        self._buckets += np.bincount(np.searchsorted(_EDGES, seconds), minlength=LAST_BUCKET + 1)
 
     def measured(self) -> Measurement:
         """Return all of it."""
-        counts = {bucket: count for bucket, count in enumerate(self.latency) if count}
-        return self.counted().model_copy(update={"latency": LatencyHistogram(counts=counts)})
+        told = self.counted()
+        counts = {int(bucket): int(self._buckets[bucket]) for bucket in np.flatnonzero(self._buckets)}
+        return told.model_copy(update={"latency": LatencyHistogram(counts=counts)})
 
     def counted(self) -> Measurement:
         """Return all of it but the histogram."""
+        self._sort()
         return Measurement(
             requests=self.requests,
             errors=self.errors,
-            latency_s=Moments(count=self.requests, total=self.total_s, squares=self.squares),
+            latency_s=Moments(count=self.requests, total=self._total_s, squares=self._squares),
             compared=self.compared,
             disagreed=self.disagreed,
             assigned=self.assigned,

@@ -17,6 +17,7 @@ from serve_app.usecases.coalesce_requests import BatchLimits, Coalescer
 from serve_app.usecases.count_evidence import EvidenceBook
 from serve_app.usecases.ports import PredictClient
 from serve_app.usecases.split_requests import OF_A_SPLIT, SplitRoute
+from serve_app.usecases.take_turns import Turns
 from serve_app.usecases.target import Target
 
 __all__ = ["LONGEST_WAIT_S", "NO_MODEL_RETRY_AFTER_S", "RequestRouter", "Target"]
@@ -48,6 +49,7 @@ class RequestRouter:
         self._by_pool: dict[tuple[str, str, str], Target] = {}
         self._by_version: dict[tuple[str, str], Target] = {}
         self._named: dict[tuple[str, str], Target] = {}
+        self._turns: dict[tuple[str, str], Turns] = {}
         self._statuses: dict[tuple[str, str], tuple[ReplicaStatus, ...]] = {}
         self._table = RoutingTable()
         self._now_s = now_s
@@ -104,14 +106,18 @@ class RequestRouter:
             raise UnknownVersionError(name, forced_version, sorted(v for f, v in self._by_version if f == name))
         return forced
 
+    def split_of(self, family: str) -> SplitRoute | None:
+        """Return the split that a request for `family` (empty: the default family) is subject to now, if any."""
+        if self._waiting is not None and self._now_s() >= self._waiting.effective_at_s:
+            self._untold = self.take_up()
+        return self.splits.get(family or self._default_family)
+
     def assign(self, family: str, facts: RequestFacts, *, counts: bool = True) -> tuple[Target, Assignment | None]:
         """Return where a request goes that may be subject to a split, and why: None where the family has no split.
 
         It is counted as evidence; `counts` is false for whoever only asks. Raises as `target`.
         """
-        if self._waiting is not None and self._now_s() >= self._waiting.effective_at_s:
-            self._untold = self.take_up()
-        route = self.splits.get(family or self._default_family)
+        route = self.split_of(family)
         if route is None:
             return self.target(family, facts.forced_version), None
         target, assignment = route.choose(facts, counts=counts)
@@ -302,6 +308,7 @@ class RequestRouter:
         reported = (v for status in self._statuses[family, pool] for v in status.versions if v.version == version)
         loaded = next(reported, None)
         assert loaded is not None, "a version is routed to only after a replica reported it"
+        client = self._clients[family, pool]
         return Target(
             family=family,
             version=version,
@@ -312,6 +319,15 @@ class RequestRouter:
             signature=loaded.signature,
             input_names=loaded.signature.input_names,
             output_names=loaded.signature.output_names,
-            coalescer=Coalescer(self._clients[family, pool], version, self._limits, on_batch=self._on_batch),
+            coalescer=Coalescer(
+                client, version, self._limits, turns=self._turns_of(family, pool), on_batch=self._on_batch
+            ),
             has_tensors=loaded.signature.has_tensors,
         )
+
+    def _turns_of(self, family: str, pool: str) -> Turns:
+        turns = self._turns.get((family, pool))
+        if turns is None:
+            client = self._clients[family, pool]
+            turns = self._turns[family, pool] = Turns(lambda: client.capacity)
+        return turns

@@ -10,6 +10,7 @@ from typing import Final
 
 from serve_app.domain.exposure import SHADOW
 from serve_app.domain.traffic import (
+    N_BUCKETS,
     Assignment,
     Reason,
     RequestFacts,
@@ -57,6 +58,7 @@ class SplitRoute:
         self._has_groups = bool(split.groups)
         self._targets: dict[tuple[str, Reason, str], Target] = {}
         self._chosen: dict[RequestFacts, tuple[Target, Assignment]] = {}
+        self._drawn: dict[int, tuple[Target, VariantTally]] = {}
         self._shadow: Target | None = None
         tally.default = split.default.name
         if split.shadow is not None and tally.shadow is None:
@@ -66,7 +68,17 @@ class SplitRoute:
         """Find all targets anew: other versions are loaded, or the table is another one."""
         self._targets.clear()
         self._chosen.clear()
+        self._drawn.clear()
         self._shadow = None
+
+    def draw(self) -> Target | None:
+        """Return where a request goes that says nothing of itself, and count it; None where `choose` has to find it."""
+        known = self._drawn.get(self.compiled.table[int(self._draw() * N_BUCKETS)])
+        if known is None:
+            return None
+        target, tally = known
+        tally.assigned += 1
+        return target
 
     def choose(self, facts: RequestFacts, *, counts: bool = True) -> tuple[Target | None, Assignment]:
         """Return where a request goes and why; no target where neither the variant nor what replaces it is loaded.
@@ -77,7 +89,7 @@ class SplitRoute:
         if known is not None:  # nothing new to count either
             return known
         assignment = assign(self.compiled, facts, draw=self._draw())
-        variant, reason, _ = assignment
+        variant, reason, bucket = assignment
         group = group_of(self.compiled, facts) if self._has_groups else ""
         place = (variant.version if reason is _FORCED else variant.name, reason, group)
         target = self._targets.get(place)
@@ -89,6 +101,8 @@ class SplitRoute:
             return target, assignment
         if reason is _WEIGHT:
             tally.assigned += 1
+            if bucket is not None and facts.entity is None:
+                self._drawn[self.compiled.table[bucket]] = target, tally
         else:
             if reason is _HASH and facts.key is not None and self.tally.seen.add(facts.key):
                 tally.assigned += 1  # a cookie was counted when it was drawn

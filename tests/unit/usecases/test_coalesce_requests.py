@@ -17,6 +17,7 @@ from serve_app.domain.errors import (
     UnknownVersionError,
 )
 from serve_app.usecases.coalesce_requests import BatchLimits, Coalescer
+from serve_app.usecases.take_turns import Turns
 from tests.fakes.predict_client import FakePredictClient, row_sums
 
 POISON = -1.0
@@ -343,3 +344,66 @@ def test_every_future_is_resolved_once_with_the_rows_of_its_own_request(data: st
         assert coalescer.is_idle
 
     asyncio.run(scenario())
+
+
+def two_versions(client: FakePredictClient) -> tuple[Coalescer, Coalescer]:
+    turns = Turns(lambda: client.capacity)
+    stable, canary = (Coalescer(client, version, limits(), turns=turns) for version in ("v1", "v2"))
+    return stable, canary
+
+
+async def test_versions_of_a_pool_go_out_in_one_turn() -> None:
+    client = FakePredictClient({"v1": row_sums, "v2": row_sums})
+    client.is_held = True
+    stable, canary = two_versions(client)
+    futures = [stable.submit([[1.0]])]
+    await one_turn()
+    futures.append(canary.submit([[2.0]]))
+    await one_turn()
+    assert client.batches == [[[1.0]]]  # it waits as a request of the other version would
+    futures += [stable.submit([[3.0]]), canary.submit([[4.0]])]
+    client.release()
+    await asyncio.gather(futures[0])
+    await one_turn()
+    assert client.batches[1:] == [[[2.0], [4.0]], [[3.0]]]
+    client.release()
+    assert [answer.tolist() for answer in await asyncio.gather(*futures)] == [[[1.0]], [[2.0]], [[3.0]], [[4.0]]]
+
+
+async def test_a_version_that_hangs_holds_back_none_but_itself() -> None:
+    never = asyncio.Event()
+
+    async def hangs(rows: NDArray[np.float64]) -> NDArray[Any]:
+        await never.wait()
+        return row_sums(rows)
+
+    client = FakePredictClient({"v1": row_sums, "v2": hangs})
+    stable, canary = two_versions(client)
+    hanging = [canary.submit([[9.0]]) for _ in range(2)]
+    first = stable.submit([[1.0]])
+    assert (await asyncio.wait_for(first, 5)).tolist() == [[1.0]]
+    hanging.append(canary.submit([[9.0]]))
+    for i in range(5):
+        assert (await asyncio.wait_for(stable.submit([[float(i)]]), 5)).tolist() == [[float(i)]]
+    assert canary.queued == 1  # as many of its calls are out as there may be
+    never.set()
+    assert [answer.tolist() for answer in await asyncio.gather(*hanging)] == [[[9.0]]] * 3
+
+
+async def test_an_expired_request_leaves_no_turn_behind() -> None:
+    client = FakePredictClient({"v1": row_sums, "v2": row_sums})
+    client.is_held = True
+    turns = Turns(lambda: client.capacity)
+    stable = Coalescer(client, "v1", limits(), turns=turns)
+    canary = Coalescer(client, "v2", limits(timeout_s=0.05), turns=turns)
+    first = stable.submit([[1.0]])
+    await one_turn()
+    with pytest.raises(UnavailableError):
+        await canary.submit([[2.0]])
+    client.release()
+    await first
+    second = stable.submit([[3.0]])
+    await one_turn()
+    client.release()
+    assert (await second).tolist() == [[3.0]]
+    assert (stable.is_idle, canary.is_idle) == (True, True)
