@@ -6,6 +6,7 @@ Any gateway answers `/metrics` for the whole application; the label `replica` te
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
+from threading import Lock
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -93,6 +94,32 @@ class _RequestCounts(Collector):
         )  # fmt: skip
 
 
+class _QuickHistogram(Collector):
+    """A histogram that costs a call to a replica one microsecond and not five; any thread may count."""
+
+    def __init__(self, name: str, said: str, labels: Sequence[str], buckets: Sequence[float]) -> None:
+        self._name, self._said, self._label_names, self._buckets = name, said, tuple(labels), tuple(buckets)
+        self._counted: dict[tuple[str, ...], list[float]] = {}
+        if not labels:
+            self._counted[()] = [0.0] * (len(buckets) + 2)
+        self._lock = Lock()
+
+    def observe(self, labels: tuple[str, ...], value: float) -> None:
+        """Count one value."""
+        with self._lock:
+            slots = self._counted.get(labels)
+            if slots is None:
+                slots = self._counted[labels] = [0.0] * (len(self._buckets) + 2)
+            slots[bisect_left(self._buckets, value)] += 1
+            slots[-1] += value
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the one metric."""
+        with self._lock:
+            counted = [(labels, list(slots)) for labels, slots in self._counted.items()]
+        yield _histogram(self._name, self._said, self._label_names, counted, self._buckets)
+
+
 def _summed(counted: Iterable[tuple[Sequence[str], list[float]]]) -> list[tuple[Sequence[str], list[float]]]:
     """Add up what was counted under the same labels."""
     sums: dict[tuple[str, ...], list[float]] = {}
@@ -103,17 +130,19 @@ def _summed(counted: Iterable[tuple[Sequence[str], list[float]]]) -> list[tuple[
 
 
 def _histogram(
-    name: str, said: str, labels: Sequence[str], counted: Iterable[tuple[Sequence[str], list[float]]]
+    name: str,
+    said: str,
+    labels: Sequence[str],
+    counted: Iterable[tuple[Sequence[str], list[float]]],
+    buckets: Sequence[float] = LATENCY_BUCKETS_S,
 ) -> HistogramMetricFamily:
+    """Turn counts by bucket, with the sum of the values at the end, into what Prometheus calls buckets."""
     histogram = HistogramMetricFamily(name, said, labels=list(labels))
+    edges = [*(str(float(edge)) for edge in buckets), "+Inf"]
     for values, slots in counted:
-        histogram.add_metric(list(values), buckets=_cumulated(slots), sum_value=slots[-1])
+        cumulated = list(zip(edges, accumulate(slots[:-1]), strict=True))
+        histogram.add_metric(list(values), buckets=cumulated, sum_value=slots[-1])
     return histogram
-
-
-def _cumulated(slots: Sequence[float]) -> list[tuple[str, float]]:
-    """Turn counts by bucket, with the sum of seconds at the end, into what Prometheus calls buckets."""
-    return list(zip([*map(str, LATENCY_BUCKETS_S), "+Inf"], accumulate(slots[:-1]), strict=True))
 
 
 class GatewayMetrics:
@@ -125,12 +154,10 @@ class GatewayMetrics:
         self.registry.register(self._requests)
         self.observe = self._requests.observe
         self.observe_http = self._requests.observe_http
-        self._batch_rows = Histogram(
-            "serve_app_batch_rows",
-            "Rows in one call to a model replica.",
-            registry=self.registry,
-            buckets=BATCH_BUCKETS,
+        self._batch_rows = _QuickHistogram(
+            "serve_app_batch_rows", "Rows in one call to a model replica.", (), BATCH_BUCKETS
         )
+        self.registry.register(self._batch_rows)
         self._generation = Gauge("serve_app_generation", "Number of the present set of routes.", registry=self.registry)
         self._model_info = Gauge(
             "serve_app_model_info", "1 for the version that answers by default.",
@@ -156,7 +183,7 @@ class GatewayMetrics:
 
     def observe_batch(self, n_rows: int) -> None:
         """Count one call to a replica."""
-        self._batch_rows.observe(n_rows)
+        self._batch_rows.observe((), n_rows)
 
     def set_route(
         self,
@@ -194,10 +221,11 @@ class ReplicaMetrics:
     def __init__(self, family: str, pool: str) -> None:
         self.registry = CollectorRegistry()
         self._labels = (family, pool)
-        self._predict = Histogram(
-            "serve_app_predict_duration_seconds", "Time of one batch in the model.", ["family", "pool", "version"],
-            registry=self.registry, buckets=LATENCY_BUCKETS_S,
+        self._predict = _QuickHistogram(
+            "serve_app_predict_duration_seconds", "Time of one batch in the model.", ("family", "pool", "version"),
+            LATENCY_BUCKETS_S,
         )  # fmt: skip
+        self.registry.register(self._predict)
         self._loads = Counter(
             "serve_app_model_loads",
             "Loads of a version, by result.",
@@ -242,7 +270,7 @@ class ReplicaMetrics:
 
     def observe_predict(self, version: str, seconds: float) -> None:
         """Count one batch."""
-        self._predict.labels(*self._labels, version).observe(seconds)
+        self._predict.observe((*self._labels, version), seconds)
 
     def observe_load(self, *, succeeded: bool, seconds: float) -> None:
         """Count one load."""
