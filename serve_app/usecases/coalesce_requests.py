@@ -88,6 +88,10 @@ class Coalescer:
         self._turns = turns or Turns(lambda: client.capacity)
         self._expiry: asyncio.TimerHandle | None = None
 
+    def apart(self) -> "Coalescer":
+        """Return another for the same version that takes no part in the turns of the pool, nor is told of."""
+        return Coalescer(self._client, self._version, self._limits)
+
     @property
     def queued(self) -> int:
         """Number of requests that wait for a call."""

@@ -144,7 +144,9 @@ class SplitRoute:
         if self._shadow is None and wanted is not None:
             found = self._find(wanted.version, wanted.pool)
             if found is not None:
-                self._shadow = replace(found, variant=SHADOW, reason=SHADOW, tally=self.tally.copies)
+                apart = found.coalescer.apart()  # live requests are not to wait for copies
+                tally = self.tally.copies
+                self._shadow = replace(found, variant=SHADOW, reason=SHADOW, tally=tally, coalescer=apart)
         return self._shadow
 
     def is_copied(self, target: Target, key: str | None) -> bool:

@@ -190,3 +190,32 @@ def test_answers_are_compared(
     live: list[list[Any]], shadow: list[list[Any]], agree: bool, difference: tuple[float, float] | None
 ) -> None:
     assert compared(np.array(live), np.array(shadow), rtol=1e-3, atol=1e-9) == (agree, difference)
+
+
+async def test_live_requests_do_not_wait_for_copies_on_the_same_pool() -> None:
+    never = asyncio.Event()
+
+    async def hangs(rows: NDArray[np.float64]) -> NDArray[Any]:
+        await never.wait()
+        return row_sums(rows)
+
+    client = FakePredictClient({"v1": row_sums, "v2": hangs}, capacity=1)
+    router = RequestRouter(
+        (FAMILY,), default_family=FAMILY, clients={(FAMILY, "cpu"): client}, limits=BatchLimits(10, 1 << 16, 10, 30.0)
+    )
+    router.observe(FAMILY, "cpu", [report("v1", "v2")])
+    split = Split(
+        variants=(Variant(name="stable", version="v1", weight=10_000),), salt="salt-1", shadow=Shadow(version="v2")
+    )
+    routes = {FAMILY: Route(version="v1", digest="0" * 64)}
+    router.follow(RoutingTable(generation=1, routes=routes, splits={FAMILY: split}))
+    target, _ = router.assign(FAMILY, RequestFacts())
+    mirror = Mirror(PATIENT)
+    mirror.offer(Copied(router.splits[FAMILY], target, [[1.0]], np.array([[1.0]]), 0.02))
+    async with asyncio.timeout(5):
+        while client.batches != [[[1.0]]]:  # until the copy is under way
+            await asyncio.sleep(0)
+    for i in range(3):
+        assert (await asyncio.wait_for(target.coalescer.submit([[float(i)]]), 5)).tolist() == [[float(i)]]
+    never.set()
+    await mirror.settled()
