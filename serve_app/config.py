@@ -4,6 +4,9 @@ Everything here is static: changing it restarts the application. What may change
 of a deployment (`ReplicaUserConfig`). Every model is frozen and refuses keys that it does not know.
 """
 
+import json
+from collections.abc import Mapping
+from hashlib import blake2b
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
@@ -80,6 +83,13 @@ class FamilyConfig(_Part):
     load_timeout_s: Annotated[
         float, Field(gt=0, description="deadline of one load, in seconds; 120 is ample for 1 GB")
     ] = 120.0
+
+    @property
+    def of_trials(self) -> dict[str, Any]:
+        """What decides whether a bundle is refused, beside what the operator allows."""
+        return self.model_dump(
+            mode="json", include={"models_type", "loader", "windows", "trial", "residency", "load_timeout_s"}
+        )
 
     @property
     def kept_windows(self) -> KeptWindows | None:
@@ -352,6 +362,12 @@ class AppConfig(_Part):
             if isinstance(family.source, RegistryConfig):
                 found.setdefault(family.source.model, []).append(name)
         return found
+
+    def tried_under(self, family: str, libraries: Mapping[str, str]) -> str:
+        """Return what tells the settings and libraries that bundles of a family are tried under from any others."""
+        security = self.security.model_dump(mode="json", include={"allow_pickle_loaders", "mlflow"})
+        settings = {"family": self.families[family].of_trials, "security": security, "libraries": dict(libraries)}
+        return blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=8).hexdigest()
 
     def source(self, family: str) -> SourceConfig:
         """Where a family's bundles come from; paths lie under the state directory unless they are absolute."""

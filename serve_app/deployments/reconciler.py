@@ -11,6 +11,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.adapters.clock import SystemClock
 from serve_app.adapters.last_known import LastKnown
+from serve_app.adapters.loaders.environment_check import running_environment
 from serve_app.adapters.log_setup import set_up_logging
 from serve_app.adapters.process_metrics import ProcessMetrics
 from serve_app.adapters.prometheus_metrics import MetricSnapshot, ReloadMetrics, snapshot
@@ -43,7 +44,8 @@ from serve_app.domain.rollout_record import RolloutReport
 from serve_app.usecases.advance_rollout import RolloutAdvancer
 from serve_app.usecases.control_replays import ReplayControl
 from serve_app.usecases.control_rollouts import RolledFamily
-from serve_app.usecases.control_versions import ControlledFamily, VersionControl
+from serve_app.usecases.control_versions import VersionControl
+from serve_app.usecases.controlled_family import ControlledFamily
 from serve_app.usecases.demand_versions import VersionDemands
 from serve_app.usecases.follow_source import SourceFollower
 from serve_app.usecases.keep_plans import PlanKeeper
@@ -164,6 +166,7 @@ class Reconciler:
                 self._plans,
                 partial(plan_problems, family=self._rolled_out[name]),
             ),
+            tried_under=config.tried_under(name, running_environment()),
         )
 
     def _retrainer(self, config: AppConfig, name: str, store: DeploymentHandle[Any] | None) -> ModelRetrainer | None:

@@ -80,11 +80,16 @@ class Change(_Document):
 
 
 class FailedBundle(_Document):
-    """A bundle that is not tried again unless forced."""
+    """A bundle that is not tried again unless forced.
+
+    `in_trial` is true where it could not be loaded or checked, which other settings may change; false where what it
+    answered was found bad.
+    """
 
     version: str
     reason: str
     at_s: float
+    in_trial: bool = False
 
 
 class FamilyRecord(_Document):
@@ -92,6 +97,7 @@ class FamilyRecord(_Document):
 
     `followed` is the digest of what the source called current when it was last taken up. Polling acts when the source
     changes its mind, not when somebody chose another version by hand. `rollout` is the last one, under way or over.
+    `tried_under` tells the settings that candidates are tried under from others.
     """
 
     active: VersionRef | None = None
@@ -100,6 +106,7 @@ class FamilyRecord(_Document):
     failed: dict[str, FailedBundle] = {}
     followed: str | None = None
     rollout: RolloutRecord | None = None
+    tried_under: str = ""
 
 
 class StoredState(_Document):
@@ -269,14 +276,16 @@ def abort(record: FamilyRecord, *, reason: str, now_s: float, blame_bundle: bool
         IllegalTransitionError: Nothing is under way, or it is committed already.
     """
     change = _in_phase(record, "abort", Phase.TRIAL, Phase.PREPARE)
-    blamed = distrust(record, change.to, reason=reason, now_s=now_s) if blame_bundle else record
+    blamed = distrust(record, change.to, reason=reason, now_s=now_s, in_trial=True) if blame_bundle else record
     return blamed.model_copy(update={"change": None})
 
 
-def distrust(record: FamilyRecord, ref: VersionRef, *, reason: str, now_s: float) -> FamilyRecord:
+def distrust(
+    record: FamilyRecord, ref: VersionRef, *, reason: str, now_s: float, in_trial: bool = False
+) -> FamilyRecord:
     """Remember a bundle as one not to be taken up again by itself: it failed, or was rolled back."""
     others = [(digest, failure) for digest, failure in record.failed.items() if digest != ref.digest]
-    newest = (ref.digest, FailedBundle(version=ref.version, reason=reason, at_s=now_s))
+    newest = (ref.digest, FailedBundle(version=ref.version, reason=reason, at_s=now_s, in_trial=in_trial))
     return record.model_copy(update={"failed": dict([*others, newest][-KEPT_FAILURES:])})
 
 
@@ -288,6 +297,20 @@ def released(record: FamilyRecord) -> FamilyRecord:
     """
     _in_phase(record, "released", Phase.RELEASE)
     return record.model_copy(update={"change": None})
+
+
+def reconsider(record: FamilyRecord, settings: str) -> FamilyRecord:
+    """Return the record without the bundles that failed their trials under other settings.
+
+    What refused one may have been a permission or a limit that is another one now. The one that the source calls
+    current is followed as if it were new; the others may be asked for again.
+    """
+    if record.tried_under == settings:
+        return record
+    kept = {digest: bundle for digest, bundle in record.failed.items() if not bundle.in_trial}
+    is_news = record.followed in record.failed and record.followed not in kept
+    followed = None if is_news else record.followed
+    return record.model_copy(update={"tried_under": settings, "failed": kept, "followed": followed})
 
 
 def table_of(state: StoredState) -> RoutingTable:

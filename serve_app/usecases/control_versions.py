@@ -6,7 +6,6 @@ state store; a cluster that does not hold the store's lease follows what the oth
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import structlog
 
@@ -29,34 +28,15 @@ from serve_app.domain.rollout import Command
 from serve_app.domain.rollout_plan import RolloutPlan
 from serve_app.domain.rollout_record import RolloutReport
 from serve_app.domain.status import ReplicaStatus
-from serve_app.usecases.control_rollouts import RolledFamily, RolloutControl, operation_of, went_back
-from serve_app.usecases.demand_versions import VersionDemands
-from serve_app.usecases.follow_source import SourceFollower
+from serve_app.usecases.control_rollouts import RolloutControl, operation_of, went_back
+from serve_app.usecases.controlled_family import ControlledFamily
 from serve_app.usecases.keep_state import StateKeeper
-from serve_app.usecases.ports import BundleRef, BundleSource, Clock, Fleet, Gateways, ReloadMeter
-from serve_app.usecases.reload_model import ModelReloader
-from serve_app.usecases.retrain_model import ModelRetrainer
+from serve_app.usecases.ports import BundleRef, Clock, Fleet, Gateways, ReloadMeter
 from serve_app.usecases.run_changes import ChangeRuns, Run
 from serve_app.usecases.watch_sources import SourceWatch
 
 LEASE_TTL_S = 15.0
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class ControlledFamily:
-    """One family under control: where its bundles come from, who follows them, and who carries changes out.
-
-    `demands` loads what requests name; None: nothing is loaded by name. `retrainer` trains it; None: others do.
-    `rolled` carries its rollouts on; None: it has none, every change is at once.
-    """
-
-    source: BundleSource
-    follower: SourceFollower
-    reloader: ModelReloader
-    demands: VersionDemands | None = None
-    retrainer: ModelRetrainer | None = None
-    rolled: RolledFamily | None = None
 
 
 class VersionControl:
@@ -289,6 +269,7 @@ class VersionControl:
         """
         statuses = await self._fleet.statuses(family)
         async with self._starting[family]:
+            await self._reconsider(family)
             record = self._keeper.state.family(family)
             if self.leads and self._runs.under_way(family) is None:
                 if record.change is not None:
@@ -299,6 +280,14 @@ class VersionControl:
                     await self._follow(family, record, pin_of(statuses))
                 await self._watch.look(family, self._families[family].follower)
         await self._heal(family, statuses)
+
+    async def _reconsider(self, family: str) -> None:
+        """Once after the settings have changed: forget which bundles were refused under the old ones."""
+        record, settings = self._keeper.state.family(family), self._families[family].tried_under
+        if self.leads and record.change is None and record.tried_under != settings:
+            await self._keeper.update(family, lambda before: reload.reconsider(before, settings))
+            if refused := [bundle.version for bundle in record.failed.values() if bundle.in_trial]:
+                log.info("other settings: refused versions may be tried again", family=family, versions=refused)
 
     async def _roll(self, family: str, statuses: Sequence[ReplicaStatus]) -> bool:
         """Go on with a rollout, unless a pin forbids it; return whether one is under way, for it comes first."""

@@ -19,6 +19,8 @@ from serve_app.domain.reload import (
     abort,
     commit,
     distrust,
+    is_news,
+    reconsider,
     released,
     start,
     table_of,
@@ -140,7 +142,7 @@ def test_commit_forgets_that_the_bundle_failed_before() -> None:
 def test_abort_that_blames_the_bundle_remembers_it_as_the_newest() -> None:
     after = abort(record(Phase.TRIAL, failed=failed("v2", "v3")), reason="hung", now_s=NOW_S + 5, blame_bundle=True)
     assert list(after.failed) == [ref("v3").digest, ref("v2").digest]
-    assert after.failed[ref("v2").digest] == FailedBundle(version="v2", reason="hung", at_s=NOW_S + 5)
+    assert after.failed[ref("v2").digest] == FailedBundle(version="v2", reason="hung", at_s=NOW_S + 5, in_trial=True)
 
 
 def test_forced_try_that_ends_for_another_reason_leaves_the_bundle_failed() -> None:
@@ -337,3 +339,26 @@ def test_last_good_is_the_newest_commit_of_another_version(commits: list[Version
     others = [to for to in commits if to != commits[-1]]
     assert found.active == commits[-1]
     assert found.last_good == (others[-1] if others else None)
+
+
+def refused(*versions: str, in_trial: bool) -> dict[str, FailedBundle]:
+    return {
+        ref(version).digest: FailedBundle(version=version, reason="bad", at_s=NOW_S, in_trial=in_trial)
+        for version in versions
+    }
+
+
+def test_other_settings_forget_what_failed_in_trials_and_nothing_else() -> None:
+    failed = {**refused("v2", "v3", in_trial=True), **refused("v4", in_trial=False)}
+    record = FamilyRecord(active=ref("v1"), failed=failed, followed=ref("v3").digest, tried_under="old")
+    after = reconsider(record, "new")
+    assert [bundle.version for bundle in after.failed.values()] == ["v4"]
+    assert after.tried_under == "new"
+    assert is_news(after, ref("v3"))  # the source need not change its mind for it
+    assert not is_news(after, ref("v4"))
+    assert reconsider(after, "new") == after
+
+
+def test_what_is_followed_stays_so_where_it_was_not_refused() -> None:
+    record = FamilyRecord(active=ref("v1"), failed=refused("v2", in_trial=True), followed=ref("v9").digest)
+    assert reconsider(record, "new").followed == ref("v9").digest

@@ -11,7 +11,8 @@ from serve_app.domain.rollout_record import RolloutRecord
 from serve_app.domain.rollout_state import Phase
 from serve_app.usecases.advance_rollout import RolloutAdvancer
 from serve_app.usecases.control_rollouts import RolledFamily
-from serve_app.usecases.control_versions import ControlledFamily, VersionControl
+from serve_app.usecases.control_versions import VersionControl
+from serve_app.usecases.controlled_family import ControlledFamily
 from serve_app.usecases.follow_source import SourceFollower
 from serve_app.usecases.keep_plans import PlanKeeper
 from serve_app.usecases.keep_state import StateKeeper

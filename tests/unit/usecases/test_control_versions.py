@@ -21,7 +21,8 @@ from serve_app.domain.errors import (
 from serve_app.domain.following import FollowRule, ReloadMode
 from serve_app.domain.naming import NamingRule
 from serve_app.domain.reload import Operation, Outcome, Phase, VersionRef
-from serve_app.usecases.control_versions import ControlledFamily, VersionControl
+from serve_app.usecases.control_versions import VersionControl
+from serve_app.usecases.controlled_family import ControlledFamily
 from serve_app.usecases.demand_versions import VersionDemands
 from serve_app.usecases.follow_source import SourceFollower
 from serve_app.usecases.keep_state import StateKeeper
@@ -71,6 +72,7 @@ class World:
     meter: FakeReloadMeter = field(default_factory=FakeReloadMeter)
     mode: ReloadMode = ReloadMode.POLL
     unloads_first: bool = False
+    tried_under: str = ""
 
     def __post_init__(self) -> None:
         self.trial = FakeTrial(self.source)
@@ -100,7 +102,7 @@ class World:
             dice=lambda: 0.5,
         )
         control = VersionControl(
-            {FAMILY: ControlledFamily(self.source, follower, reloader)},
+            {FAMILY: ControlledFamily(self.source, follower, reloader, tried_under=self.tried_under)},
             owner=owner,
             keeper=keeper,
             fleet=self.fleet,
@@ -357,6 +359,27 @@ async def test_mode_endpoint_waits_for_a_call(world: World) -> None:
     assert active(control) == "v1"
     await reload(control)
     assert active(control) == "v2"
+
+
+async def test_a_bundle_refused_under_other_settings_is_taken_up_once_they_have_changed(world: World) -> None:
+    world.tried_under = "no pickle"
+    before = await world.reconciler()
+    await settled(before)
+    world.publish("v2")
+    world.trial.refuses["v2"] = "pickle is not allowed"
+    world.clock.advance(31)
+    await settled(before)
+    assert (active(before), [one.version for one in before.record(FAMILY).failed.values()]) == ("v1", ["v2"])
+
+    world.trial.refuses.clear()
+    again = await world.reconciler()  # the same settings: it stays refused
+    await settled(again)
+    assert active(again) == "v1"
+
+    world.tried_under = "pickle allowed"
+    changed = await world.reconciler()
+    await settled(changed)
+    assert (active(changed), changed.record(FAMILY).failed) == ("v2", {})
 
 
 async def test_mode_none_refuses_calls(world: World) -> None:
