@@ -113,6 +113,13 @@ class _Progress:
     def stale_epochs(self) -> int:
         return len(self.history) - 1 - self.best_epoch
 
+    def after(self, epoch: Epoch, *, seconds: float) -> "_Progress":
+        """Return where it stands after one more; the first of equals is the best."""
+        is_first = self.best_epoch < 0
+        is_best = is_first or epoch.validation_loss < self.history[self.best_epoch].validation_loss
+        best = len(self.history) if is_best else self.best_epoch
+        return replace(self, history=(*self.history, epoch), best_epoch=best, seconds=seconds)
+
     def as_json(self) -> str:
         return json.dumps(asdict(self))
 
@@ -197,29 +204,23 @@ def fit(
     optimiser = torch.optim.AdamW(
         forecaster.parameters(), lr=plan.learning_rate, weight_decay=_WEIGHT_DECAY, foreach=True
     )
+    n_servers = len(fleet.servers)
     progress = _Progress(_fingerprint(fleet, config, plan))
     if resume and checkpoint is not None and checkpoint.exists():
         progress, best = _read_checkpoint(checkpoint, progress.fingerprint, forecaster, optimiser)
         for epoch in progress.history:
             advance(epoch)
     else:
-        _fit_highway(forecaster, windows, split, plan, n_servers=len(fleet.servers))
+        _fit_highway(forecaster, windows, split, plan, n_servers=n_servers)
         best = _copied(forecaster)
-    before_s = progress.seconds
-    began_s = time.monotonic()
+    before_s, began_s = progress.seconds, time.monotonic()
     while len(progress.history) < plan.epochs and progress.stale_epochs < plan.patience:
         number = len(progress.history)
-        training_loss = _train_epoch(forecaster, optimiser, windows, split, plan, number, n_servers=len(fleet.servers))
-        epoch = Epoch(training_loss, _validate(forecaster, windows, split, n_servers=len(fleet.servers)))
-        is_best = progress.best_epoch < 0 or epoch.validation_loss < min(e.validation_loss for e in progress.history)
-        if is_best:
+        training_loss = _train_epoch(forecaster, optimiser, windows, split, plan, number, n_servers=n_servers)
+        epoch = Epoch(training_loss, _validate(forecaster, windows, split, n_servers=n_servers))
+        progress = progress.after(epoch, seconds=before_s + time.monotonic() - began_s)
+        if progress.best_epoch == number:
             best = _copied(forecaster)
-        progress = replace(
-            progress,
-            history=(*progress.history, epoch),
-            best_epoch=number if is_best else progress.best_epoch,
-            seconds=before_s + time.monotonic() - began_s,
-        )
         if checkpoint is not None:
             _write_checkpoint(checkpoint, progress, forecaster, best, optimiser)
         advance(epoch)

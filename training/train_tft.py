@@ -12,7 +12,7 @@ forecaster does beside persistence and the day before; so are the few servers th
 import platform
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version as package_version
 from pathlib import Path
@@ -196,6 +196,35 @@ def main(
     if if_missing and is_published(out):
         console.print(f"{out / 'current'} is there already; nothing to train")
         return
+    _check_names(out, model_version, csv_path, observations)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    plan = Plan(epochs=epochs, batches=batches, seed=seed)
+    checkpoint = out / CHECKPOINT
+    try:
+        fleet = _recorded(csv_path, observations, step_s=step_seconds)
+        if fleet is None:
+            fleet = simulate(servers=servers, days=days, seed=seed, shocks=recorded_shocks())
+        config = configured(
+            fleet, encoder_length=encoder_length, prediction_length=prediction_length, hidden_size=hidden_size
+        )
+        trained = _trained(console, fleet, config, plan, checkpoint=checkpoint, resume=resume)
+        path = trained.publish(out, version=model_version, make_current=current)
+        if report is not None:
+            trained.write_quality(report)
+    except (ServeAppError, ValueError) as error:
+        console.print(f"error: {error}", style="red", soft_wrap=True)
+        raise typer.Exit(code=1) from error
+    checkpoint.unlink(missing_ok=True)
+    _print_result(console, trained.fitted, trained.reports, path, n_servers=len(trained.known.servers))
+
+
+def _check_names(out: Path, model_version: str | None, csv_path: Path | None, observations: Path | None) -> None:
+    """Refuse options that do not fit each other, or a version that is there already.
+
+    Raises:
+        typer.BadParameter: One of them is wrong; the message says how.
+    """
     if model_version is not None:
         problem = problem_with_version(model_version)
         if problem is None and (out / model_version).exists():
@@ -204,46 +233,64 @@ def main(
             raise typer.BadParameter(problem, param_hint="--model-version")
     if csv_path is not None and observations is not None:
         raise typer.BadParameter("expected --csv or --observations, got both", param_hint="--observations")
-    if threads is not None:
-        torch.set_num_threads(threads)
-    plan = Plan(epochs=epochs, batches=batches, seed=seed)
-    checkpoint = out / CHECKPOINT
-    try:
-        if observations is not None:
-            fleet = read_archive(observations, step_s=step_seconds)
-        elif csv_path is not None:
-            fleet = read_fleet(csv_path, step_s=step_seconds)
-        else:
-            fleet = simulate(servers=servers, days=days, seed=seed, shocks=recorded_shocks())
-        config = configured(
-            fleet, encoder_length=encoder_length, prediction_length=prediction_length, hidden_size=hidden_size
+
+
+def _recorded(csv_path: Path | None, observations: Path | None, *, step_s: int) -> Fleet | None:
+    """Return the data that were named; None where none were."""
+    if observations is not None:
+        return read_archive(observations, step_s=step_s)
+    if csv_path is not None:
+        return read_fleet(csv_path, step_s=step_s)
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Trained:
+    """What a training came to: the model, what it was trained and judged on, and how it did."""
+
+    fitted: Fitted
+    fleet: Fleet
+    known: Fleet
+    plan: Plan
+    reports: Mapping[str, TftReport]
+    held_out: int
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return training_facts(self.fitted, self.fleet, self.known, self.plan)
+
+    def publish(self, root: Path, *, version: str | None, make_current: bool) -> Path:
+        """Write the version under `root`; see `publish`."""
+        return publish(
+            self.fitted,
+            root,
+            version=version,
+            make_current=make_current,
+            golden=golden_document(self.fitted, self.known, self.held_out),
+            metrics={name: judgement.as_json() for name, judgement in self.reports.items()},
+            training=self.facts,
         )
-        split = Split.of(fleet.n_steps, config)
-        known, unseen = split_servers(fleet, seed)
-        fitted = _fitted(console, known, config, plan, checkpoint=checkpoint, resume=resume)
-        reports = {"held_out": judged(fitted, known, split.held_out)}
-        if unseen.servers:
-            reports["unknown_servers"] = judged(fitted, unseen, split.held_out)
-        path = publish(
-            fitted,
-            out,
-            version=model_version,
-            make_current=current,
-            golden=golden_document(fitted, known, split.held_out),
-            metrics={name: judgement.as_json() for name, judgement in reports.items()},
-            training=training_facts(fitted, fleet, known, plan),
+
+    def write_quality(self, directory: Path) -> None:
+        """Write the page on how good the forecasts are."""
+        units = {metric.name: metric.unit or "" for metric in self.fleet.metrics}
+        quantiles = self.fitted.forecaster.config.quantiles
+        write_quality(
+            directory, quality_document(self.reports, self.facts, units, quantiles=quantiles, command=_command())
         )
-        if report is not None:
-            units = {metric.name: metric.unit or "" for metric in fleet.metrics}
-            facts = training_facts(fitted, fleet, known, plan)
-            write_quality(
-                report, quality_document(reports, facts, units, quantiles=config.quantiles, command=_command())
-            )
-    except (ServeAppError, ValueError) as error:
-        console.print(f"error: {error}", style="red", soft_wrap=True)
-        raise typer.Exit(code=1) from error
-    checkpoint.unlink(missing_ok=True)
-    _print_result(console, fitted, reports, path, n_servers=len(known.servers))
+
+
+def _trained(
+    console: Console, fleet: Fleet, config: TftConfig, plan: Plan, *, checkpoint: Path, resume: bool
+) -> _Trained:
+    """Train on most servers and judge on the last fifth of the time, of them and of those it never saw."""
+    split = Split.of(fleet.n_steps, config)
+    known, unseen = split_servers(fleet, plan.seed)
+    fitted = _fitted(console, known, config, plan, checkpoint=checkpoint, resume=resume)
+    reports = {"held_out": judged(fitted, known, split.held_out)}
+    if unseen.servers:
+        reports["unknown_servers"] = judged(fitted, unseen, split.held_out)
+    return _Trained(fitted, fleet, known, plan, reports, split.held_out)
 
 
 def _command() -> str:

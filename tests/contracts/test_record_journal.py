@@ -1,11 +1,8 @@
 """What every journal of windows promises, run over files and a Redis that the tests start."""
 
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +13,7 @@ from serve_app.domain.windows import Metric, Record, WindowRules
 from serve_app.usecases.keep_windows import WindowTable
 from serve_app.usecases.record_journal import RecordJournal
 from tests.contracts.redis_server import NoRedisError, RedisServer, redis_server
-from tests.contracts.window_writers import LEASE_S, RULES, STEP_S, cpu, make_journal, records, reopened
+from tests.contracts.window_writers import LEASE_S, RULES, STEP_S, cpu, make_journal, records, reopened, writing
 
 
 @pytest.fixture(scope="module")
@@ -195,36 +192,17 @@ def test_waiting_writer_begins_when_the_first_closes_and_has_all_of_it(make: Mak
     assert cpu(found[0]) == [-1, -1, -1, -1, -1, 10]
 
 
-@contextmanager
-def writer(where: tuple[str, ...]) -> Iterator["subprocess.Popen[str]"]:
-    command = [sys.executable, "-m", "tests.contracts.window_writers", *where]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def last_after_kill(process: "subprocess.Popen[str]") -> int:
-    """Kill a writer, and return the last step that it acknowledged."""
-    assert process.stdout is not None
-    last = process.stdout.readline()
-    process.kill()
-    return int([last, *process.stdout.read().splitlines()][-1])
-
-
 @pytest.mark.parametrize("n_acknowledged", [1, 23])
 def test_kill_of_the_writer_loses_nothing_and_the_next_takes_over(
     where: tuple[str, ...], make: Make, n_acknowledged: int
 ) -> None:
     next_one = make()
-    with writer(where) as process:
-        assert process.stdout is not None
-        for _ in range(n_acknowledged):
-            process.stdout.readline()
-        with pytest.raises(NotTheWriterError, match=f"process {process.pid}"):
+    with writing(*where) as writer:
+        writer.await_steps(n_acknowledged)
+        with pytest.raises(NotTheWriterError, match=f"process {writer.pid}"):
             next_one.open()
-        last = last_after_kill(process)
+        writer.await_steps(1)
+        last = writer.kill()
     started_s = time.monotonic()
     table = next_one.open(wait_s=10)
     assert time.monotonic() - started_s < (0.5 if where[0] == "file" else LEASE_S + 1)

@@ -1,6 +1,5 @@
 """What every state store promises, run over the fake, SQLite, and a PostgreSQL that the tests start."""
 
-import multiprocessing
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from serve_app.usecases.ports import StateStore
 from tests.contracts.postgres_server import PostgresServer
 from tests.contracts.state_writers import FAMILY, entry, next_state, ref, win_some, win_some_at
 from tests.fakes.state_store import FakeStateStore
+from tests.forked import forked
 
 # State
 
@@ -77,7 +77,7 @@ def test_of_many_threads_exactly_one_wins_each_revision(reopen: Callable[[], Sta
 
 
 def test_of_many_processes_exactly_one_wins_each_revision(url: str) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = forked()
     won = context.Queue()
     # They start on a store that does not exist yet, so they race for making it as well.
     writers = [context.Process(target=win_some_at, args=(url, f"writer-{n}", 15, won)) for n in range(3)]

@@ -1,13 +1,9 @@
-"""Journals for tests, and what these run in processes of their own, so that they can be killed.
+"""Journals for tests, and what these run in processes of their own, so that they can be killed."""
 
-    python -m tests.contracts.window_writers file <directory>
-    python -m tests.contracts.window_writers redis <url> <family>
-
-Writes step after step of one entity until it is killed, and prints each number once it is written.
-"""
-
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from itertools import count
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +13,7 @@ from serve_app.adapters.window_redis import RedisJournal
 from serve_app.domain.windows import Metric, Record, WindowRules
 from serve_app.usecases.keep_windows import WindowTable
 from serve_app.usecases.record_journal import RecordJournal
+from tests.forked import forked
 
 STEP_S = 300
 RULES = WindowRules((Metric("cpu"), Metric("ram")), length=6)
@@ -46,17 +43,57 @@ def cpu(table: WindowTable, entity: str = "web-1") -> list[float]:
     return [float(v) for v in np.nan_to_num(table.windows([entity]).values[0, :, 0], nan=-1)]
 
 
-def write_until_killed(journal: RecordJournal) -> None:
-    """Write on and on, with an image now and then."""
+class Writer:
+    """A process that writes step after step of one entity until it is killed, an image now and then.
+
+    It tells each step once it is written, the first is 1.
+    """
+
+    def __init__(self, where: tuple[str, ...]) -> None:
+        context = forked()
+        self._told, telling = context.Pipe(duplex=False)
+        self._process = context.Process(target=_write_on_and_on, args=(where, telling))
+        self._process.start()
+        telling.close()  # so that what is told ends with the process
+        self._last = 0
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        assert self._process.pid is not None
+        return self._process.pid
+
+    def await_steps(self, n: int) -> None:
+        """Wait until so many more steps are written."""
+        for _ in range(n):
+            self._last = self._told.recv()
+
+    def kill(self) -> int:
+        """Kill it, and return the last step that it told."""
+        self._process.kill()
+        self._process.join()
+        with suppress(EOFError):
+            while True:
+                self.await_steps(1)
+        return self._last
+
+
+@contextmanager
+def writing(*where: str) -> Iterator[Writer]:
+    """Have one write to the journal that `make_journal` makes of these."""
+    writer = Writer(where)
+    try:
+        yield writer
+    finally:
+        writer.kill()
+
+
+def _write_on_and_on(where: tuple[str, ...], telling: "Connection[int, int]") -> None:
+    journal = make_journal(*where)
     table = journal.open(wait_s=10)
     for step in count(1):
         journal.append(records(step))
         table.put(records(step)[0])
-        sys.stdout.write(f"{step}\n")
-        sys.stdout.flush()
+        telling.send(step)
         if step % 7 == 0:
             journal.compact(table.image())
-
-
-if __name__ == "__main__":
-    write_until_killed(make_journal(*sys.argv[1:]))

@@ -1,5 +1,6 @@
 """Gateways whose clients ask and get answers at given rates, split as the table says."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,7 +74,7 @@ class TrafficGateways(FakeGateways):
     def _remember(self, salt: str, variant: Variant, n: int) -> None:
         loss = self.behaviours.get(variant.version, Behaviour()).loss
         if loss is not None and n:
-            made = Moments.of([float(one) for one in self._rng.exponential(loss, n)])
+            made = Moments.of(self._rng.exponential(loss, n).tolist())
             losses = self._unlabelled[-1].setdefault(salt, {})
             losses[variant.name] = losses.get(variant.name, Moments()).merged(made)
 
@@ -104,15 +105,11 @@ class TrafficGateways(FakeGateways):
 
     def _answered(self, version: str, n: int) -> Measurement:
         behaviour = self.behaviours.get(version, Behaviour())
-        seconds = behaviour.latency_s * np.exp(0.3 * self._rng.standard_normal(n))
-        counts: dict[int, int] = {}
-        for one in seconds:
-            bucket = bucket_of(float(one))
-            counts[bucket] = counts.get(bucket, 0) + 1
+        seconds: list[float] = (behaviour.latency_s * np.exp(0.3 * self._rng.standard_normal(n))).tolist()
         return Measurement(
             requests=n,
             errors=int(self._rng.binomial(n, behaviour.error_rate)),
-            latency=LatencyHistogram(counts=counts),
-            latency_s=Moments.of([float(one) for one in seconds]),
+            latency=LatencyHistogram(counts=Counter(map(bucket_of, seconds))),
+            latency_s=Moments.of(seconds),
             assigned=n,
         )

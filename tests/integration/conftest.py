@@ -1,6 +1,7 @@
-"""One real server for all tests that need one: Ray, HAProxy, two families, started by `serve-app up`.
+"""Real servers, each for all tests that need one: Ray, HAProxy, families, started by `serve-app up`.
 
-Servers end with this folder: idle ones would take half a core from the tests that follow.
+One runs at a time: idle ones would take half a core from the tests that follow. So the tests of one come one after the
+other, whatever their files are called, and it ends before the next is started.
 """
 
 from collections.abc import Iterator
@@ -12,15 +13,28 @@ import httpx
 import pytest
 import yaml
 
-from serve_app.cli.ports import choose_free
-from serve_app.cli.state_dir import StateDir
 from tests.builders import write_forecaster
 from tests.integration import registry, trained_fleet
-from tests.integration.instance import REPOSITORY, Instance
+from tests.integration.instance import Instance, running, shipped_config
 from tests.mlflow_server import MlflowServer
 from training import train_iris_forest
 
 IRIS_ROW = [5.1, 3.5, 1.4, 0.2]
+SHARED = ("server", "registry_server", "trained_fleet")
+"""The fixtures of servers that several files share."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tell each test which server runs meanwhile, and so have pytest group them; a file may have one of its own."""
+    shared = (name for name in SHARED if name in metafunc.fixturenames and not hasattr(metafunc.module, name))
+    which = next(shared, metafunc.module.__name__)
+    metafunc.parametrize("running_server", [which], indirect=True, scope="package", ids=[pytest.HIDDEN_PARAM])
+
+
+@pytest.fixture(scope="package", autouse=True)
+def running_server(request: pytest.FixtureRequest) -> str:
+    """The name of the server that may run now. What depends on it ends when another name comes."""
+    return str(request.param)
 
 
 @dataclass(frozen=True)
@@ -53,12 +67,12 @@ class Server:
 
 
 @pytest.fixture(scope="package")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(running_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     directory = tmp_path_factory.mktemp("server")
-    state = StateDir.at(directory / "state")
-    train_iris_forest.main(out=state.path / "models" / "iris", joblib_path=None, model_version="v1")
-    write_forecaster(state.path / "models" / "forecaster", "v1")
-    document = yaml.safe_load((REPOSITORY / "configs" / "bench.yaml").read_text())
+    models = directory / "state" / "models"
+    train_iris_forest.main(out=models / "iris", joblib_path=None, model_version="v1")
+    write_forecaster(models / "forecaster", "v1")
+    document = shipped_config("bench.yaml")
     args = document["applications"][0]["args"]
     args["gateway"] = {"num_cpus": 0.1}  # small shares: on two cores there is room for several of each
     iris = args["families"]["iris"]
@@ -66,26 +80,17 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     iris["trial"] = {"timeout_s": 10, "memory_bytes": 256 << 20}
     iris["reload"] = {"interval_s": 1.0}
     iris["record"] = {"sample": 100, "max_requests": 2000}
-    config = directory / "config.yaml"
-    config.write_text(yaml.safe_dump(document))
-    (port,) = choose_free(1)
-    instance = Instance(state=state, port=port, config=config)
-    started = instance.up()
-    try:
-        assert started.returncode == 0, started.stdout + started.stderr
-        with httpx.Client(base_url=instance.address, trust_env=False, timeout=60) as http:
-            yield Server(instance, http)
-    finally:
-        instance.run("down")
+    with running(directory, document) as (instance, http):
+        yield Server(instance, http)
 
 
 @pytest.fixture(scope="package")
 def registry_server(
-    tmp_path_factory: pytest.TempPathFactory, mlflow_server: MlflowServer
+    running_server: str, tmp_path_factory: pytest.TempPathFactory, mlflow_server: MlflowServer
 ) -> Iterator[registry.RegistryServer]:
     """A server that follows the registry of the session: S3's iris by its environment, three families by the file."""
-    with registry.running(tmp_path_factory.mktemp("registry"), mlflow_server) as running:
-        yield running
+    with registry.running(tmp_path_factory.mktemp("registry"), mlflow_server) as followed:
+        yield followed
 
 
 @pytest.fixture(scope="package")
@@ -101,7 +106,9 @@ def iris_server(registry_server: registry.RegistryServer) -> registry.RegistrySe
 
 
 @pytest.fixture(scope="package", name="trained_fleet")
-def _trained_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[trained_fleet.TrainedFleet]:
+def _trained_fleet(
+    running_server: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[trained_fleet.TrainedFleet]:
     """A server of a fleet with a small model, which trains itself anew."""
-    with trained_fleet.running(tmp_path_factory.mktemp("fleet")) as running:
-        yield running
+    with trained_fleet.running(tmp_path_factory.mktemp("fleet")) as trained:
+        yield trained

@@ -12,14 +12,12 @@ from typing import Any
 import httpx
 import numpy as np
 import psutil
-import yaml
 from numpy.typing import NDArray
 
-from serve_app.cli.ports import choose_free
-from serve_app.cli.state_dir import StateDir
 from serve_app.domain.windows import Metric, Record, WindowRules
 from serve_app.usecases.keep_windows import WindowTable
-from tests.integration.instance import REPOSITORY, Instance, await_that, processes_of
+from tests.integration import instance
+from tests.integration.instance import Instance, await_that, processes_of, shipped_config
 
 STEP_S = 300
 METRICS = ("cpu_percent", "memory_percent", "disk_io_mb_per_s")
@@ -82,25 +80,15 @@ def running(directory: Path, *, encoder: int = ENCODER, **changed: Any) -> Itera
 
     `changed` are settings of its family.
     """
-    state = StateDir.at(directory / "state")
-    document = yaml.safe_load((REPOSITORY / "configs" / "tft.yaml").read_text())
+    document = shipped_config("tft.yaml")
     args = document["applications"][0]["args"]
     args["gateway"] = {"num_cpus": 0.1}
     family = args["families"]["tft"]
     family["windows"]["length"] = encoder
     family["pools"] = [{"num_cpus": 0.1}]
     family |= {"retrain": None} | changed
-    config = directory / "config.yaml"
-    config.write_text(yaml.safe_dump(document))
-    (port,) = choose_free(1)
-    instance = Instance(state=state, port=port, config=config)
-    started = instance.up()
-    try:
-        assert started.returncode == 0, started.stdout + started.stderr
-        with httpx.Client(base_url=instance.address, trust_env=False, timeout=30) as http:
-            yield FleetServer(instance, http)
-    finally:
-        instance.run("down")
+    with instance.running(directory, document, timeout_s=30) as (started, http):
+        yield FleetServer(started, http)
 
 
 @dataclass

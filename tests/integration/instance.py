@@ -4,13 +4,18 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import httpx
 import psutil
+import yaml
 
 from serve_app.cli import processes
+from serve_app.cli.ports import choose_free
 from serve_app.cli.state_dir import RunRecord, StateDir
 
 REPOSITORY = Path(__file__).parents[2]
@@ -50,6 +55,37 @@ class Instance:
             timeout=UP_TIMEOUT_S + 60,
             check=False,
         )
+
+
+def shipped_config(name: str) -> dict[str, Any]:
+    """Return a document of `configs/`, for a test to change."""
+    document: dict[str, Any] = yaml.safe_load((REPOSITORY / "configs" / name).read_text())
+    return document
+
+
+@contextmanager
+def running(
+    directory: Path,
+    document: Mapping[str, Any],
+    *,
+    environment: Mapping[str, str] | None = None,
+    timeout_s: float = 60.0,
+) -> Iterator[tuple[Instance, httpx.Client]]:
+    """Start a server of a config, with its state in `<directory>/state`; end it afterwards.
+
+    Requests of the client that is returned with it may take `timeout_s`.
+    """
+    config = directory / "config.yaml"
+    config.write_text(yaml.safe_dump(document))
+    (port,) = choose_free(1)
+    instance = Instance(StateDir.at(directory / "state"), port, config, environment or {})
+    started = instance.up()
+    try:
+        assert started.returncode == 0, started.stdout + started.stderr
+        with httpx.Client(base_url=instance.address, trust_env=False, timeout=timeout_s) as http:
+            yield instance, http
+    finally:
+        instance.run("down")
 
 
 def processes_of(instance: Instance, title: str) -> list[psutil.Process]:

@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import yaml
 
-from serve_app.cli.ports import choose_free
-from serve_app.cli.state_dir import StateDir
-from tests.integration.instance import REPOSITORY, Instance, await_that
+from tests.integration import instance
+from tests.integration.instance import Instance, await_that, shipped_config
 from tests.mlflow_server import MlflowServer
 
 FAMILY = "zoo"
@@ -68,8 +66,7 @@ def running(
     **source: Any,
 ) -> Iterator[ManyModels]:
     """Start a server that serves the model `zoo-keeper` and, by name, every `zoo-…`; stop it at the end."""
-    state = StateDir.at(directory / "state")
-    document = yaml.safe_load((REPOSITORY / "configs" / "bench.yaml").read_text())
+    document = shipped_config("bench.yaml")
     family = {
         "models_type": "classification",
         "loader": "mlflow",
@@ -85,16 +82,7 @@ def running(
         "families": {FAMILY: family},
         "security": {"allow_pickle_loaders": ["mlflow"], "mlflow": {"formats": ["skops", "cloudpickle"]}},
     }
-    config = directory / "config.yaml"
-    config.write_text(yaml.safe_dump(document))
-    (port,) = choose_free(1)
-    instance = Instance(state=state, port=port, config=config)
-    started = instance.up()
-    try:
-        assert started.returncode == 0, started.stdout + started.stderr
-        with httpx.Client(base_url=instance.address, trust_env=False, timeout=60) as http:
-            server = ManyModels(instance, http, mlflow)
-            await_that(lambda: server.ask().status_code == 200, timeout_s=START_TIMEOUT_S)
-            yield server
-    finally:
-        instance.run("down")
+    with instance.running(directory, document) as (started, http):
+        server = ManyModels(started, http, mlflow)
+        await_that(lambda: server.ask().status_code == 200, timeout_s=START_TIMEOUT_S)
+        yield server

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from serve_app.adapters.loaders.mlflow_settings import TREE_TYPES
-from serve_app.cli.ports import choose_free
 from serve_app.cli.state_dir import StateDir
-from tests.integration.instance import REPOSITORY, Instance, await_that
+from tests.integration import instance
+from tests.integration.instance import REPOSITORY, Instance, await_that, shipped_config
 from tests.mlflow_server import MlflowServer
 from tests.traffic import Answer, Traffic
 
@@ -118,28 +117,29 @@ def running(directory: Path, mlflow: MlflowServer) -> Iterator[RegistryServer]:
     """
     for name in (FLOWERS, HOOKED):
         register(mlflow, name, alias="champion")
-    instance = make_instance(directory, mlflow)
-    mlflow.kill()
-    started = instance.up()
-    try:
-        assert started.returncode == 0, started.stdout + started.stderr
-        with httpx.Client(base_url=instance.address, trust_env=False, timeout=60) as http:
-            await_that(lambda: http.get("/health").json()["mlflow"]["status"] != "unknown", timeout_s=30)
-            unserved = (http.post(f"/predict/{FLOWERS}", content=BODY, headers=JSON), http.get("/health"))
-            mlflow.start()
-            server = RegistryServer(instance, http, mlflow, unserved)
-            for name in (FLOWERS, HOOKED):
-                server.await_version(name, "1")
-            yield server
-    finally:
-        instance.run("down")
-
-
-def make_instance(directory: Path, mlflow: MlflowServer) -> Instance:
-    """Write the config and the secret of webhooks; the registry of the default family stands in the environment."""
     state = StateDir.at(directory / "state")
     state.prepare()
     (state.path / "webhook-secret").write_text(secrets.token_urlsafe(32))
+    environment = {
+        "ADMIN_API_TOKEN": secrets.token_hex(32),
+        "MODEL_SOURCE": "mlflow",
+        "MLFLOW_TRACKING_URI": mlflow.uri,
+        "MLFLOW_MODEL_NAME": IRIS_MODEL,
+        "MLFLOW_MODEL_STAGE": "Production",
+    }
+    mlflow.kill()
+    with instance.running(directory, configuration(), environment=environment) as (started, http):
+        await_that(lambda: http.get("/health").json()["mlflow"]["status"] != "unknown", timeout_s=30)
+        unserved = (http.post(f"/predict/{FLOWERS}", content=BODY, headers=JSON), http.get("/health"))
+        mlflow.start()
+        server = RegistryServer(started, http, mlflow, unserved)
+        for name in (FLOWERS, HOOKED):
+            server.await_version(name, "1")
+        yield server
+
+
+def configuration() -> dict[str, Any]:
+    """Return the config; the registry of the default family stands in the environment."""
     families: dict[str, dict[str, Any]] = {
         IRIS: {"source": {"root": "models/iris"}},
         FLOWERS: {"source": {"model": FLOWERS}, "reload": {"interval_s": INTERVAL_S}},
@@ -156,7 +156,7 @@ def make_instance(directory: Path, mlflow: MlflowServer) -> Instance:
         "pools": [{"num_cpus": 0.1}],
         "reload": {"interval_s": SELDOM_S},
     }
-    document = yaml.safe_load((REPOSITORY / "configs" / "bench.yaml").read_text())
+    document = shipped_config("bench.yaml")
     document["applications"][0]["args"] |= {
         "allow_env_overrides": True,
         "gateway": {"num_cpus": 0.1},
@@ -164,17 +164,7 @@ def make_instance(directory: Path, mlflow: MlflowServer) -> Instance:
         "families": {name: shared | family for name, family in families.items()},
         "security": {"webhook_secret_file": "webhook-secret"},
     }
-    config = directory / "config.yaml"
-    config.write_text(yaml.safe_dump(document))
-    (port,) = choose_free(1)
-    environment = {
-        "ADMIN_API_TOKEN": secrets.token_hex(32),
-        "MODEL_SOURCE": "mlflow",
-        "MLFLOW_TRACKING_URI": mlflow.uri,
-        "MLFLOW_MODEL_NAME": IRIS_MODEL,
-        "MLFLOW_MODEL_STAGE": "Production",
-    }
-    return Instance(state=state, port=port, config=config, environment=environment)
+    return document
 
 
 def register(

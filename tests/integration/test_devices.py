@@ -1,24 +1,19 @@
 """Pools that ask for a GPU where there is none, and replicas that have no room for two versions, on a real server."""
 
 import json
-import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import torch
-import yaml
 
 from serve_app.adapters.bundle_writer import set_current, write_bundle
-from serve_app.cli.ports import choose_free
-from serve_app.cli.state_dir import StateDir
 from tests.bad_bundles import Kind, write_iris
 from tests.builders import rows, write_forecaster
 from tests.integration.conftest import IRIS_ROW, Server
-from tests.integration.instance import Instance, await_that
+from tests.integration.instance import await_that, running
 from tests.traffic import Traffic
 from tests.unit.adapters.loaders.tft import forecasters
 
@@ -63,8 +58,7 @@ def configuration(models: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     directory = tmp_path_factory.mktemp("devices")
-    state = StateDir.at(directory / "state")
-    models = state.path / "models"
+    models = directory / "state" / "models"
     tft = forecasters.bundle()
     write_bundle(models / "tft", tft.manifest, tft.files)
     set_current(models / "tft", tft.manifest.model_version)
@@ -72,17 +66,8 @@ def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     set_current(models / "iris", "v1")
     for i in (1, 2, 3):
         write_forecaster(models / "pair", f"v{i}", seed=i, current=i == 1, family="pair")
-    config = directory / "config.yaml"
-    config.write_text(yaml.safe_dump(configuration(models)))
-    (port,) = choose_free(1)
-    instance = Instance(state=state, port=port, config=config)
-    started: subprocess.CompletedProcess[str] = instance.up()
-    try:
-        assert started.returncode == 0, started.stdout + started.stderr
-        with httpx.Client(base_url=instance.address, trust_env=False, timeout=60) as http:
-            yield Server(instance, http)
-    finally:
-        instance.run("down")
+    with running(directory, configuration(models)) as (instance, http):
+        yield Server(instance, http)
 
 
 def reload(server: Server, family: str, version: str) -> dict[str, Any]:

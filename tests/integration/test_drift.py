@@ -13,7 +13,7 @@ from tests.integration.conftest import Server
 pytestmark = pytest.mark.ray
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def deployed(server: Server) -> Iterator[Server]:
     """The server as its config file asks for it, before and after."""
     server.deploy()

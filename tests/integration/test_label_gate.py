@@ -5,18 +5,14 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import httpx
 import pytest
-import yaml
 
 from serve_app.adapters.bundle_writer import set_current
-from serve_app.cli.ports import choose_free
-from serve_app.cli.state_dir import StateDir
 from serve_app.domain.rollout_state import Phase
 from tests.bad_bundles import write_iris
 from tests.integration import iris
 from tests.integration.conftest import Server
-from tests.integration.instance import REPOSITORY, Instance, await_that
+from tests.integration.instance import await_that, running, shipped_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos]
 
@@ -30,30 +26,20 @@ USUALLY_WRONG = 0.1
 """Share of wrong answers of every version, unless a test says otherwise; without any, a mean has no spread."""
 
 
-@pytest.fixture(scope="module", name="server")
-def _server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server of two gateways that take labels of iris, without a plan."""
     directory = tmp_path_factory.mktemp("labels")
-    document = yaml.safe_load((REPOSITORY / "configs" / "bench.yaml").read_text())
+    document = shipped_config("bench.yaml")
     args = document["applications"][0]["args"]
     args["gateway"] = {"num_replicas": N_GATEWAYS, "num_cpus": 0.1}
     family = args["families"].pop("iris")
     family |= {"pools": [{"num_cpus": 0.1}], "reload": {"interval_s": 1.0}, "labels": {"remember": 0}}
     args["families"], args["default_family"] = {"iris": family}, "iris"
     document["applications"][0].pop("deployments", None)
-    config = directory / "config.yaml"
-    config.write_text(yaml.safe_dump(document))
-    state = StateDir.at(directory / "state")
-    write_iris(state.path / "models" / "iris", "first", current=True)
-    (port,) = choose_free(1)
-    instance = Instance(state=state, port=port, config=config)
-    started = instance.up()
-    try:
-        assert started.returncode == 0, started.stdout + started.stderr
-        with httpx.Client(base_url=instance.address, trust_env=False, timeout=60) as http:
-            yield Server(instance, http)
-    finally:
-        instance.run("down")
+    write_iris(directory / "state" / "models" / "iris", "first", current=True)
+    with running(directory, document) as (instance, http):
+        yield Server(instance, http)
 
 
 @pytest.fixture(autouse=True)

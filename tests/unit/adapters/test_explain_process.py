@@ -56,11 +56,12 @@ def test_process_stays_knows_its_models_and_starts_again_after_a_kill(own: Expla
     assert not psutil.pid_exists(pid)
 
 
-def test_models_that_nobody_asked_for_lately_are_sent_again(own: ExplainProcess) -> None:
-    first = own.shares("0", linear(), X[:1], None)
+def test_models_that_nobody_asked_for_lately_are_sent_again(explaining: ExplainProcess) -> None:
+    first = explaining.shares("lately 0", linear(), X[:1], None)
     for i in range(1, 16):
-        own.shares(str(i), linear(), X[:1], None)
-    np.testing.assert_array_equal(own.shares("0", linear(), X[:1], None).contributions, first.contributions)
+        explaining.shares(f"lately {i}", linear(), X[:1], None)
+    again = explaining.shares("lately 0", linear(), X[:1], None)
+    np.testing.assert_array_equal(again.contributions, first.contributions)
 
 
 def test_process_that_does_not_answer_is_killed_in_time() -> None:
@@ -85,16 +86,16 @@ def test_model_that_ends_the_process_ends_nothing_else(own: ExplainProcess) -> N
     assert own.shares("b", linear(), X[:1], None).values.shape == (1,)
 
 
-def test_model_that_cannot_be_pickled_is_told(own: ExplainProcess) -> None:
+def test_model_that_cannot_be_pickled_is_told(explaining: ExplainProcess) -> None:
     with pytest.raises(CannotExplainError, match="cannot be handed to the process"):
-        own.shares("a", ExplainedModel(lambda: None), X[:1], None)
+        explaining.shares("not pickled", ExplainedModel(lambda: None), X[:1], None)
 
 
-def test_threads_get_their_own_answers(own: ExplainProcess) -> None:
+def test_threads_get_their_own_answers(explaining: ExplainProcess) -> None:
     answers: dict[int, float] = {}
 
     def ask(factor: int) -> None:
-        answers[factor] = float(own.shares(str(factor), linear(float(factor)), X[:1], None).values[0])
+        answers[factor] = float(explaining.shares(f"times {factor}", linear(float(factor)), X[:1], None).values[0])
 
     threads = [threading.Thread(target=ask, args=(factor,)) for factor in range(1, 5)]
     for thread in threads:

@@ -1,9 +1,9 @@
+import itertools
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from serve_app.adapters.prediction_log import MAX_EXPIRED, PredictionFiles
 from serve_app.domain.errors import StoreError
 from serve_app.domain.labels import Predicted, PredictionId, PredictionRecord
 from tests.fakes.clock import FakeClock
+from tests.forked import forked
 
 US, THEM = "aaaaaaaaaaaa", "bbbbbbbbbbbb"
 BY = Predicted("v1", "stable", "default", "", (("y", "float64"),))
@@ -75,31 +76,25 @@ def test_a_torn_note_of_a_label_is_none(tmp_path: Path) -> None:
     assert log.claim([(PredictionId(US, 2), 0)]) == [False]
 
 
-WRITER = """
-import sys
-from pathlib import Path
-from serve_app.adapters.prediction_log import PredictionFiles
-from tests.unit.adapters.test_prediction_log import US, some
-from tests.fakes.clock import FakeClock
-clock = FakeClock()
-log = PredictionFiles(Path(sys.argv[1]), keep_days=14, max_bytes=64 << 20, now_s=clock.now_s)
-first = 1
-while True:
-    log.append(US, some(first, 500, clock))
-    first += 500
-"""
+def _write_on_and_on(directory: Path) -> None:
+    clock = FakeClock()
+    log = files(directory, clock, max_bytes=64 * MIB)
+    for first in itertools.count(1, 500):
+        log.append(US, some(first, 500, clock))
 
 
 def test_a_real_kill_loses_nothing_but_the_end(tmp_path: Path) -> None:
-    writer = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)])
+    writer = forked().Process(target=_write_on_and_on, args=(tmp_path,))
+    writer.start()
     give_up_s = time.monotonic() + 60
     while not any(path.stat().st_size > 1 << 18 for path in tmp_path.glob("*.predictions")):
-        assert writer.poll() is None
+        assert writer.is_alive()
         assert time.monotonic() < give_up_s
         os.sched_yield()
-    writer.send_signal(signal.SIGKILL)
-    writer.wait()
-    numbers = found(files(tmp_path, FakeClock()), range(1, 1_000_000))
+    writer.kill()
+    writer.join()
+    assert writer.exitcode == -signal.SIGKILL
+    numbers = found(files(tmp_path, FakeClock()), range(1, size_of(tmp_path)))  # each takes more than a byte
     assert numbers == list(range(1, len(numbers) + 1))
     assert len(numbers) > 1000
 
@@ -115,9 +110,7 @@ def test_another_process_finds_and_claims_after_a_restart(tmp_path: Path) -> Non
     assert later.claim([(PredictionId(US, 1), 0), (PredictionId(US, 2), 0)]) == [False, True]
 
 
-def _claim_all(
-    directory: Path, gate: "multiprocessing.synchronize.Barrier", told: "multiprocessing.Queue[int]"
-) -> None:
+def _claim_all(directory: Path, gate: Barrier, told: "multiprocessing.Queue[int]") -> None:
     log = files(directory, FakeClock())
     gate.wait()
     told.put(sum(bool(log.claim([(PredictionId(US, n), 0)])[0]) for n in range(1, 51)))
@@ -126,7 +119,7 @@ def _claim_all(
 def test_processes_that_claim_at_the_same_time_count_each_row_once(tmp_path: Path) -> None:
     clock = FakeClock()
     files(tmp_path, clock).append(US, some(1, 50, clock))
-    context = multiprocessing.get_context("spawn")
+    context = forked()
     gate, told = context.Barrier(2), context.Queue()
     workers = [context.Process(target=_claim_all, args=(tmp_path, gate, told)) for _ in range(2)]
     for worker in workers:

@@ -1,6 +1,5 @@
 """What can happen to a SQLite file: kills, locks, full and read-only disks, damage."""
 
-import multiprocessing
 import os
 import random
 import resource
@@ -21,6 +20,7 @@ from serve_app.adapters.state_store import SqlStateStore
 from serve_app.domain.errors import StoreError
 from serve_app.domain.reload import StoredState
 from tests.contracts.state_writers import die_at, entry, next_state, ref, write_until_killed
+from tests.forked import forked
 
 NOBODY = 65534
 
@@ -125,7 +125,7 @@ def test_missing_postgres_driver_is_named() -> None:
 
 def test_write_killed_anywhere_leaves_the_old_or_the_new_state(store: SqlStateStore, file: Path) -> None:
     store.close()
-    context = forkserver()
+    context = forked()
     revision, before_commit, after_commit = 1, 0, 0
     for event_name in ("before_cursor_execute", "after_cursor_execute", "commit"):
         for occurrence in range(9):
@@ -143,7 +143,7 @@ def test_write_killed_anywhere_leaves_the_old_or_the_new_state(store: SqlStateSt
 
 
 def test_writer_killed_at_random_loses_no_finished_write(file: Path) -> None:
-    context = forkserver()
+    context = forked()
     revision = 0
     for seed in range(20):
         started = context.Event()
@@ -159,13 +159,6 @@ def test_writer_killed_at_random_loses_no_finished_write(file: Path) -> None:
         revision = found
     with closing(sqlite3.connect(file)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-
-
-def forkserver() -> multiprocessing.context.ForkServerContext:
-    """Return a context whose processes start in milliseconds, for they begin with all they import."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.contracts.state_writers"])
-    return context
 
 
 # Locks

@@ -1,7 +1,4 @@
 import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +9,7 @@ from serve_app.adapters.window_journal import WindowJournal
 from serve_app.domain.errors import StoreError
 from serve_app.domain.windows import Metric, Record, WindowRules
 from serve_app.usecases.keep_windows import WindowTable
+from tests.contracts.window_writers import writing
 
 RULES = WindowRules((Metric("cpu"), Metric("ram")), length=6)
 STEP_S = 300
@@ -170,31 +168,11 @@ def test_directory_that_is_none_is_told(tmp_path: Path) -> None:
         WindowJournal(tmp_path / "windows", RULES).open()
 
 
-WRITER = """
-import sys
-from pathlib import Path
-from tests.unit.adapters.test_window_journal import RULES, records
-from serve_app.adapters.window_journal import WindowJournal
-journal = WindowJournal(Path(sys.argv[1]), RULES)
-table = journal.open()
-for step in range(10_000):
-    journal.append(records(step))
-    table.put(records(step)[0])
-    print(step, flush=True)  # the acknowledgement
-    if step % 7 == 6:
-        journal.compact(table.image())
-"""
-
-
 @pytest.mark.parametrize("n_acknowledged", [1, 23, 64])
 def test_kill_loses_nothing_that_was_acknowledged(tmp_path: Path, n_acknowledged: int) -> None:
-    with subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as writer:
-        assert writer.stdout is not None
-        for _ in range(n_acknowledged):
-            last = int(writer.stdout.readline())
-        writer.send_signal(signal.SIGKILL)
-        rest = writer.stdout.read().split()
-    last = int(rest[-1]) if rest else last
+    with writing("file", str(tmp_path)) as writer:
+        writer.await_steps(n_acknowledged)
+        last = writer.kill()
     journal = WindowJournal(tmp_path, RULES)
     table = journal.open()
     journal.close()

@@ -73,7 +73,7 @@ class Gateway:
         for name, n in drawn.items():
             errors = int(self.rng.binomial(n, ERROR_RATE))
             self.add(name, Measurement(requests=int(n), errors=errors, assigned=int(n)))
-            losses[name] = Moments.of(list(self.rng.exponential(loss if name == "canary" else LOSS, n)))
+            losses[name] = Moments.of(self.rng.exponential(loss if name == "canary" else LOSS, n).tolist())
         self.unlabelled.append(losses)
         if len(self.unlabelled) > self.late:
             for name, moments in self.unlabelled.pop(0).items():

@@ -130,6 +130,10 @@ class Server:
         """Return a client of it; nothing that the application raises gets lost."""
         return httpx.AsyncClient(transport=httpx.ASGITransport(self.api), base_url="http://gateway")
 
+    async def get(self, path: str) -> httpx.Response:
+        async with self.http() as client:
+            return await client.get(path)
+
     async def post(
         self, body: bytes, *, path: str = "/predict/forecaster", headers: Mapping[str, str] | None = None
     ) -> httpx.Response:

@@ -1,13 +1,12 @@
 import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import httpx
 import numpy as np
 import orjson
 import pytest
-import structlog
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -25,6 +24,8 @@ from tests.fakes.explain_client import Explain, FakeExplainClient, of_row_sums
 from tests.reports import loaded, report
 from tests.unit.ingress.serving import FAMILY, MAX_BODY_BYTES, Server
 
+pytestmark = pytest.mark.usefixtures("quiet")
+
 NOON_S = 1_769_774_400.0
 SHAPE = TemporalShape(
     mode="tft", metrics=("cpu", "ram"), units=("percent", "percent"), max_encoder_length=3, max_prediction_length=2,
@@ -34,12 +35,6 @@ WINDOWED = Signature(
     inputs=(Column(name="server_key", dtype="int64"), Column(name="end_time_s"), Column(name="window", shape=(3, 2))),
     outputs=(Column(name="forecast", shape=(2, 2, 3)),),
 )
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    with structlog.testing.capture_logs():
-        yield
 
 
 class Store:
@@ -254,7 +249,9 @@ SERVERS: dict[bool, ExplainingServer] = {}
 @settings(max_examples=150, deadline=None)
 @given(Body, st.booleans())
 async def test_any_body_is_explained_or_refused(document: Any, is_temporal: bool) -> None:
-    server = SERVERS.setdefault(is_temporal, ExplainingServer(is_temporal=is_temporal))
+    if is_temporal not in SERVERS:
+        SERVERS[is_temporal] = ExplainingServer(is_temporal=is_temporal)
+    server = SERVERS[is_temporal]
     body = document if isinstance(document, bytes) else b""
     if not isinstance(document, bytes):
         with contextlib.suppress(TypeError):  # an infinite number, which JSON does not have

@@ -1,12 +1,11 @@
 """`POST /hooks/mlflow` through the whole application."""
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
-import structlog
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +17,8 @@ from tests.fakes.clock import FakeClock
 from tests.fakes.control_plane import FakeControlPlane
 from tests.unit.ingress.administered import Refusals
 from tests.unit.ingress.serving import FAMILY, Server
+
+pytestmark = pytest.mark.usefixtures("quiet")
 
 SECRET = b"what the registry and this server share"
 
@@ -61,12 +62,6 @@ class Hooked:
 
 async def _no_metrics() -> bytes:
     return b""
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    with structlog.testing.capture_logs():
-        yield
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -20,6 +20,8 @@ from serve_app.usecases.name_versions import NamingSettings
 from tests.fakes.predict_client import row_sums
 from tests.unit.ingress.serving import MAX_BODY_BYTES, MAX_ROWS, Server
 
+pytestmark = pytest.mark.usefixtures("quiet")
+
 GOOD = b'{"instances":[[1,2,3]]}'
 POISON = -1.0
 
@@ -32,12 +34,6 @@ def refuses_poison(rows: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def gone(rows: NDArray[np.float64]) -> NDArray[Any]:
     raise UnknownVersionError("forecaster", "v2", ["v1"])
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    with structlog.testing.capture_logs():
-        yield
 
 
 def detail(answer: httpx.Response) -> str:

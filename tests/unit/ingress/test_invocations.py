@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any
 
@@ -17,14 +16,10 @@ from numpy.typing import NDArray
 from tests.fakes.predict_client import row_sums
 from tests.unit.ingress.serving import MAX_BODY_BYTES, MAX_ROWS, Server
 
+pytestmark = pytest.mark.usefixtures("quiet")
+
 COLUMNS = ["cpu", "ram", "load"]
 GOOD = b'{"dataframe_split":{"columns":["cpu","ram","load"],"data":[[1,2,3]]}}'
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    with structlog.testing.capture_logs():
-        yield
 
 
 async def invoke(server: Server, body: bytes, *, query: str = "", **headers: str) -> httpx.Response:

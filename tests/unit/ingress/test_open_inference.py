@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -19,13 +18,9 @@ from tests.unit.ingress import protocols
 from tests.unit.ingress.protocols import COLUMNS, mixed_server, single_server, split_server
 from tests.unit.ingress.serving import FAMILY, MAX_BODY_BYTES, MAX_ROWS, Server
 
+pytestmark = pytest.mark.usefixtures("quiet")
+
 INFER = f"/v2/models/{FAMILY}/infer"
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    with structlog.testing.capture_logs():
-        yield
 
 
 def matrix(rows: Any, *, name: str = "input-0", datatype: str = "FP64", shape: Any = None) -> dict[str, Any]:
@@ -38,11 +33,6 @@ def column(name: str, data: Any, *, datatype: str = "FP64", **facts: Any) -> dic
 
 async def infer(server: Server, document: Any, *, path: str = INFER, **headers: str) -> httpx.Response:
     return await server.post(json.dumps(document).encode(), path=path, headers=headers)
-
-
-async def get(server: Server, path: str) -> httpx.Response:
-    async with server.http() as client:
-        return await client.get(path)
 
 
 GOOD = {"inputs": [matrix([[1, 2, 3], [4, 5, 6]])]}
@@ -107,19 +97,6 @@ async def test_prediction_that_is_no_number_is_null_whatever_its_type() -> None:
     server = Server({"v1": nothing}, signature=protocols.MIXED)
     answer = await infer(server, {"inputs": [matrix([[1, 2, 0]])]})
     assert [output["data"] for output in answer.json()["outputs"]] == [[None]] * 3
-
-
-async def test_answer_has_the_headers_of_every_prediction_and_is_counted_by_its_route() -> None:
-    server = Server()
-    answer = await infer(server, GOOD, **{"x-request-id": "abc"})
-    assert (answer.headers["x-request-id"], answer.headers["x-model-version"]) == ("abc", "v1")
-    assert answer.headers["x-prediction-id"]
-    await infer(server, GOOD, path=f"/v2/models/{FAMILY}/versions/v1/infer")
-    assert server.meter.seen == [(FAMILY, "v1", "stable", 200)] * 2
-    assert [route for _, route, _ in server.meter.http] == [
-        "/v2/models/{family}/infer",
-        "/v2/models/{family}/versions/{version}/infer",
-    ]
 
 
 def test_answers_equal_those_of_predict() -> None:
@@ -317,7 +294,7 @@ async def test_model_of_windows_says_where_to_send_them() -> None:
     answer = await infer(server, GOOD)
     assert answer.status_code == 400
     assert "send them as 'windows' to POST /predict/forecaster" in answer.json()["error"]
-    inputs = (await get(server, f"/v2/models/{FAMILY}")).json()["inputs"]
+    inputs = (await server.get(f"/v2/models/{FAMILY}")).json()["inputs"]
     assert inputs == [{"name": "past", "datatype": "FP64", "shape": [-1, 4, 3]}]
 
 
@@ -365,23 +342,23 @@ def test_whatever_comes_is_answered_and_never_by_500() -> None:
 
 
 async def test_server_tells_of_itself() -> None:
-    told = (await get(Server(), "/v2")).json()
+    told = (await Server().get("/v2")).json()
     assert (told["name"], told["extensions"], bool(told["version"])) == ("serve-app", [], True)
-    live = await get(Server(), "/v2/health/live")
+    live = await Server().get("/v2/health/live")
     assert (live.status_code, live.json()) == (200, {"live": True})
 
 
 async def test_server_is_ready_when_every_required_family_is() -> None:
-    ready = await get(Server(), "/v2/health/ready")
+    ready = await Server().get("/v2/health/ready")
     assert (ready.status_code, ready.json()) == (200, {"live": True, "ready": True})
-    empty = await get(Server(routed=None), "/v2/health/ready")
+    empty = await Server(routed=None).get("/v2/health/ready")
     assert (empty.status_code, empty.json()) == (503, {"error": "not ready; without a model: forecaster"})
     assert empty.headers["retry-after"]
 
 
 @pytest.mark.parametrize("path", ["", "/versions/v1"])
 async def test_metadata_names_inputs_and_outputs_with_their_types(path: str) -> None:
-    told = await get(mixed_server(), f"/v2/models/{FAMILY}{path}")
+    told = await mixed_server().get(f"/v2/models/{FAMILY}{path}")
     assert told.json() == {
         "name": FAMILY,
         "versions": ["v1"],
@@ -405,7 +382,7 @@ async def test_metadata_names_inputs_and_outputs_with_their_types(path: str) -> 
     [(FAMILY, 200), (f"{FAMILY}/versions/v1", 200), (f"{FAMILY}/versions/v9", 404), ("nothing", 404), ("iris", 503)],
 )
 async def test_only_what_is_loaded_is_told_of(path: str, status: int, end: str) -> None:
-    answer = await get(Server(), f"/v2/models/{path}{end}")
+    answer = await Server().get(f"/v2/models/{path}{end}")
     assert answer.status_code == status
     if status == 200 and end:
         assert answer.json() == {"name": FAMILY, "ready": True}
@@ -429,14 +406,3 @@ async def test_index_has_every_version_and_its_state() -> None:
     assert every[0].json()[3]["reason"] == "it has no version yet"
     assert [(one["version"], one["state"]) for one in ready.json()] == [("v1", "READY"), ("v2", "READY")]
     assert all((answer.status_code, list(answer.json())) == (400, ["error"]) for answer in broken)
-
-
-async def test_routes_mounted_in_fastapi_alone_answer_the_same() -> None:
-    server = split_server(0)
-    for path in (INFER, f"/v2/models/{FAMILY}/versions/v2/infer"):
-        answers = []
-        for app in (server.api, server.api.rest):
-            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as client:
-                answer = await client.post(path, json=GOOD)
-                answers.append((answer.status_code, answer.content, answer.headers["x-model-version"]))
-        assert answers[0] == answers[1]

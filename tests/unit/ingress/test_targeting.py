@@ -1,12 +1,10 @@
 """Splits through HTTP: what is read of a request, what its answer says, and what is counted."""
 
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-import structlog
 from numpy.typing import NDArray
 
 from serve_app.domain.errors import UnknownVersionError
@@ -17,15 +15,11 @@ from tests.fakes.predict_client import Model, row_sums
 from tests.splits import canary_split
 from tests.unit.ingress.serving import FAMILY, Server
 
+pytestmark = pytest.mark.usefixtures("quiet")
+
 GOOD = b'{"instances":[[1,2,3]]}'
 BY_ENTITY = Targeting(source=KeySource.FIELD, name="entity")
 BY_COOKIE = Targeting(source=KeySource.COOKIE, name="session")
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    with structlog.testing.capture_logs():
-        yield
 
 
 def broken(rows: NDArray[np.float64]) -> NDArray[Any]:

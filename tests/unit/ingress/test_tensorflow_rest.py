@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -17,23 +16,14 @@ from tests.unit.ingress import protocols
 from tests.unit.ingress.protocols import COLUMNS, mixed_server, single_server, split_server
 from tests.unit.ingress.serving import FAMILY, MAX_BODY_BYTES, MAX_ROWS, Server
 
+pytestmark = pytest.mark.usefixtures("quiet")
+
 PREDICT = f"/v1/models/{FAMILY}:predict"
 GOOD = {"instances": [[1, 2, 3], [4, 5, 6]]}
 
 
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    with structlog.testing.capture_logs():
-        yield
-
-
 async def predict(server: Server, document: Any, *, path: str = PREDICT, **headers: str) -> httpx.Response:
     return await server.post(json.dumps(document).encode(), path=path, headers=headers)
-
-
-async def get(server: Server, path: str) -> httpx.Response:
-    async with server.http() as client:
-        return await client.get(path)
 
 
 @pytest.mark.parametrize(
@@ -98,19 +88,6 @@ def test_answers_equal_those_of_predict() -> None:
             assert ours.json() == {"outputs" if is_columnar else "predictions": expected}
 
         ask()
-
-
-async def test_answer_has_the_headers_of_every_prediction_and_is_counted_by_its_route() -> None:
-    server = Server()
-    answer = await predict(server, GOOD, **{"x-correlation-id": "abc"})
-    assert (answer.headers["x-request-id"], answer.headers["x-model-version"]) == ("abc", "v1")
-    assert answer.headers["x-prediction-id"]
-    await predict(server, GOOD, path=f"/v1/models/{FAMILY}/versions/v1:predict")
-    assert server.meter.seen == [(FAMILY, "v1", "stable", 200)] * 2
-    assert [route for _, route, _ in server.meter.http] == [
-        "/v1/models/{family}:predict",
-        "/v1/models/{family}/versions/{version}:predict",
-    ]
 
 
 async def test_version_of_the_path_answers_whatever_the_split_says() -> None:
@@ -225,21 +202,21 @@ def test_whatever_comes_is_answered_and_never_by_500() -> None:
 async def test_models_and_their_versions_are_told_of() -> None:
     server = split_server(0)
     server.observe(loading={"v3": "fetching"})
-    assert (await get(server, "/v1/models")).json() == {"models": [FAMILY, "iris"]}
-    told = (await get(server, f"/v1/models/{FAMILY}")).json()
+    assert (await server.get("/v1/models")).json() == {"models": [FAMILY, "iris"]}
+    told = (await server.get(f"/v1/models/{FAMILY}")).json()
     assert (told["name"], told["ready"]) == (FAMILY, True)
     assert [(one["version"], one["state"]) for one in told["model_version_status"]] == [
         ("v1", "AVAILABLE"),
         ("v2", "AVAILABLE"),
         ("v3", "LOADING"),
     ]
-    (one,) = (await get(server, f"/v1/models/{FAMILY}/versions/v2")).json()["model_version_status"]
+    (one,) = (await server.get(f"/v1/models/{FAMILY}/versions/v2")).json()["model_version_status"]
     assert one == {"version": "v2", "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}
 
 
 @pytest.mark.parametrize(("path", "status"), [(f"{FAMILY}/versions/v9", 404), ("nothing", 404), ("iris", 503)])
 async def test_only_what_is_loaded_is_told_of(path: str, status: int) -> None:
-    answer = await get(Server(), f"/v1/models/{path}")
+    answer = await Server().get(f"/v1/models/{path}")
     assert (answer.status_code, list(answer.json())) == (status, ["error"])
 
 
@@ -255,14 +232,3 @@ async def test_paths_that_no_protocol_has_are_refused_in_its_form(path: str) -> 
     answer = await predict(server, GOOD, path=path)
     assert (answer.status_code, answer.json()["error"].startswith(f"no route POST '{path}'")) == (404, True)
     assert server.client.batches == []
-
-
-async def test_routes_mounted_in_fastapi_alone_answer_the_same() -> None:
-    server = split_server(0)
-    for path in (PREDICT, f"/v1/models/{FAMILY}/versions/v2:predict"):
-        answers = []
-        for app in (server.api, server.api.rest):
-            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as client:
-                answer = await client.post(path, json=GOOD)
-                answers.append((answer.status_code, answer.content, answer.headers["x-model-version"]))
-        assert answers[0] == answers[1]

@@ -1,4 +1,3 @@
-import multiprocessing
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -13,8 +12,9 @@ from serve_app.adapters.sources.local_copies import LocalCopies, LocalCopy, Regi
 from serve_app.domain.errors import BundleError, ManifestError, SourceError
 from serve_app.domain.manifest import Manifest
 from tests import builders
+from tests.forked import forked
 
-SPAWN = multiprocessing.get_context("spawn")
+FORKED = forked()
 NOBODY = 65534
 
 
@@ -128,7 +128,7 @@ def _make_slowly(root: Path, all_here: Barrier, log: Path) -> None:
     def fill(into: Path) -> None:
         with log.open("a") as stream:
             stream.write("filled\n")
-        SPAWN.Event().wait(0.3)  # time for the others to come to the lock
+        FORKED.Event().wait(0.3)  # time for the others to come to the lock
         filled_with(b"forest")(into)
 
     all_here.wait(60)
@@ -136,8 +136,8 @@ def _make_slowly(root: Path, all_here: Barrier, log: Path) -> None:
 
 
 def test_processes_that_want_the_same_version_copy_it_once(tmp_path: Path) -> None:
-    all_here, log = SPAWN.Barrier(3), tmp_path / "log"
-    processes = [SPAWN.Process(target=_make_slowly, args=(tmp_path / "cache", all_here, log)) for _ in range(3)]
+    all_here, log = FORKED.Barrier(3), tmp_path / "log"
+    processes = [FORKED.Process(target=_make_slowly, args=(tmp_path / "cache", all_here, log)) for _ in range(3)]
     for process in processes:
         process.start()
     for process in processes:
@@ -151,14 +151,14 @@ def _make_half(root: Path, started: Event) -> None:
     def fill(into: Path) -> None:
         filled_with(b"for")(into)
         started.set()
-        SPAWN.Event().wait()
+        FORKED.Event().wait()
 
     copies_at(root).make("iris", "1", is_same=lambda _: True, fill=fill, describe=describe)
 
 
 def test_copy_of_a_killed_process_is_never_used_and_made_anew(tmp_path: Path) -> None:
-    started = SPAWN.Event()
-    process = SPAWN.Process(target=_make_half, args=(tmp_path, started))
+    started = FORKED.Event()
+    process = FORKED.Process(target=_make_half, args=(tmp_path, started))
     process.start()
     assert started.wait(60)
     process.kill()
@@ -183,8 +183,8 @@ def test_half_copy_makes_room_before_the_next_attempt(tmp_path: Path) -> None:
 
 
 def test_half_copy_of_another_version_is_swept(tmp_path: Path) -> None:
-    started = SPAWN.Event()
-    process = SPAWN.Process(target=_make_half, args=(tmp_path, started))
+    started = FORKED.Event()
+    process = FORKED.Process(target=_make_half, args=(tmp_path, started))
     process.start()
     assert started.wait(60)
     make(copies_at(tmp_path), "2")

@@ -1,4 +1,3 @@
-import multiprocessing
 import pickle
 import sqlite3
 import subprocess
@@ -16,9 +15,8 @@ from serve_app.adapters.sources.registry_settings import RegistrySettings, Selec
 from serve_app.domain.errors import BundleError, SourceError, VersionNotFoundError
 from serve_app.domain.source_status import SourceStatus
 from tests.fakes.clock import FakeClock
+from tests.forked import forked
 from tests.mlflow_server import MlflowServer, free_port
-
-SPAWN = multiprocessing.get_context("spawn")
 
 
 def files(content: bytes) -> dict[str, bytes]:
@@ -385,8 +383,9 @@ def _find(settings: RegistrySettings, all_here: Barrier) -> None:
 def test_processes_of_a_node_copy_a_version_once(mlflow_server: MlflowServer, settings: RegistrySettings) -> None:
     mlflow_server.register_files(settings.model, files(bytes(1 << 20)))
     run = mlflow_server.client.get_model_version(settings.model, "1").run_id
-    all_here = SPAWN.Barrier(2)
-    processes = [SPAWN.Process(target=_find, args=(settings, all_here)) for _ in range(2)]
+    context = forked()
+    all_here = context.Barrier(2)
+    processes = [context.Process(target=_find, args=(settings, all_here)) for _ in range(2)]
     for process in processes:
         process.start()
     for process in processes:

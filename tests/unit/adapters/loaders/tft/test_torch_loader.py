@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
+from serve_app.adapters.bundle_writer import write_bundle
 from serve_app.adapters.loaders import LOADERS
 from serve_app.adapters.loaders.tft.predictor import TftPredictor
 from serve_app.adapters.loaders.tft.torch_loader import TorchLoader
@@ -153,15 +155,18 @@ def test_signature_that_is_not_the_configurations_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("threads", "used"), [(None, 1), (2, 2)])
-def test_call_has_one_thread_unless_more_are_asked_for(threads: int | None, used: int) -> None:
+def test_call_has_one_thread_unless_more_are_asked_for(threads: int | None, used: int, tmp_path: Path) -> None:
+    made = bundle()
+    version = write_bundle(tmp_path, made.manifest, made.files)
     code = (
-        "import sys, torch\n"
+        "import pathlib, torch\n"
         "from concurrent.futures import ThreadPoolExecutor\n"
+        "from serve_app.adapters.bundle_reader import read_bundle\n"
         "from serve_app.adapters.loaders.tft.torch_loader import TorchLoader\n"
-        "from tests.unit.adapters.loaders.tft.forecasters import bundle\n"
         f"loader = TorchLoader({'' if threads is None else f'threads={threads}'})\n"
+        f"bundle = read_bundle(pathlib.Path({str(version)!r}))\n"
         "with ThreadPoolExecutor(1) as loading, ThreadPoolExecutor(1) as calling:\n"
-        "    loading.submit(loader.load, bundle()).result()\n"
+        "    loading.submit(loader.load, bundle).result()\n"
         "    print(calling.submit(torch.get_num_threads).result())\n"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
