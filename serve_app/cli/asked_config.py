@@ -5,16 +5,18 @@ import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import yaml
 from pydantic import BaseModel, ValidationError
-from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 
 from serve_app.cli.serve_config import is_ours
 from serve_app.config import AppConfig
 from serve_app.domain.drift import ABSENT, Difference
 from serve_app.domain.errors import ConfigError, ServeAppError
+
+if TYPE_CHECKING:  # where it is used it is imported there, since importing Ray takes seconds
+    from ray.serve.schema import ServeApplicationSchema
 
 STDIN: Final = "-"
 KUBECTL_TIMEOUT_S: Final = 30.0
@@ -109,6 +111,8 @@ def filled(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         AskedConfigError: Ray would refuse it.
     """
+    from ray.serve.schema import ServeDeploySchema
+
     try:
         model = ServeDeploySchema.model_validate(config)
     except (ValidationError, ValueError, TypeError) as error:
@@ -142,6 +146,8 @@ def running_config(details: Mapping[str, Any]) -> dict[str, Any]:
 
 def untold_keys() -> frozenset[str]:
     """Return the keys of a Serve config that a running Serve does not tell."""
+    from ray.serve.schema import ServeDeploySchema
+
     return frozenset(ServeDeploySchema.model_fields) - {*TOLD_OF_INSTANCE, "applications"}
 
 
@@ -160,7 +166,7 @@ def wishes_of(config: Mapping[str, Any]) -> tuple[dict[tuple[str, str], str], di
     return pins, deployments
 
 
-def _filled_application(model: ServeApplicationSchema, given: Mapping[str, Any]) -> dict[str, Any]:
+def _filled_application(model: "ServeApplicationSchema", given: Mapping[str, Any]) -> dict[str, Any]:
     deployments = []
     for deployment, told in zip(model.deployments, given.get("deployments") or (), strict=True):
         deployments.append({**told, **_dump(deployment, exclude_unset=True)})

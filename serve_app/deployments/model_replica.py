@@ -49,6 +49,10 @@ from serve_app.usecases.ports import TemporalPredictor
 
 log = structlog.get_logger(__name__)
 
+FIRST_WORD_S = 30.0
+"""How long a replica that was never told anything waits for the Reconciler before it takes traffic."""
+FIRST_WORD_PAUSE_S = 0.2
+
 
 class HeldVersions(BaseModel):
     """What a replica was last told to hold: its document on disk for a start without the control plane."""
@@ -127,13 +131,7 @@ class ModelReplica:
 
     async def _catch_up(self) -> None:
         """Load what is in use before taking traffic: as the Reconciler says, or as it last said while it is away."""
-        try:
-            reconciler = HandleControlPlane(serve.get_deployment_handle(RECONCILER, self._app_name))
-            refs = await reconciler.wanted(self._family)
-        except UnavailableError as error:
-            held = await asyncio.to_thread(self._last_known.read, HeldVersions)
-            refs = held.refs if held is not None else ()
-            log.warning("control plane away at start", reason=str(error), last_known=[ref.version for ref in refs])
+        refs = await self._wanted_at_start()
         if refs:
             self._models.pin([ref.version for ref in refs])  # else versions on demand could push them out
             try:
@@ -141,6 +139,25 @@ class ModelReplica:
                     await self._load_all(refs)
             except TimeoutError:
                 log.error("not all versions loaded at start", wanted=[ref.version for ref in refs])
+
+    async def _wanted_at_start(self) -> tuple[VersionRef, ...]:
+        """Return what the Reconciler says, or last said while it is away; where nothing was said here yet, wait for it.
+
+        In a new cluster both start at once, and a replica that is ready without a model would be led traffic to.
+        """
+        reconciler = HandleControlPlane(serve.get_deployment_handle(RECONCILER, self._app_name))
+        deadline_s = time.monotonic() + FIRST_WORD_S
+        while True:
+            try:
+                return await reconciler.wanted(self._family)
+            except UnavailableError as error:
+                held = await asyncio.to_thread(self._last_known.read, HeldVersions)
+                if held is None and time.monotonic() < deadline_s:
+                    await asyncio.sleep(FIRST_WORD_PAUSE_S)
+                    continue
+                refs = held.refs if held is not None else ()
+                log.warning("control plane away at start", reason=str(error), last_known=[ref.version for ref in refs])
+                return refs
 
     async def prepare(self, refs: tuple[VersionRef, ...], unloading: tuple[str, ...] = ()) -> None:
         """Start to load these beside what is served, and return.

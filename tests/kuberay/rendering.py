@@ -1,5 +1,6 @@
 """Renders the overlays of `kuberay/`: with `kubectl kustomize` where kubectl is, else with our double of it."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -20,6 +21,20 @@ Document = dict[str, Any]
 def overlay(name: str) -> Path:
     """Return the directory of an overlay."""
     return KUBERAY / "overlays" / name
+
+
+def with_components(directory: Path, overlay: str, *components: str) -> Path:
+    """Write an overlay of somebody who adds components, and return its directory; kustomize takes no absolute paths."""
+    directory.mkdir(parents=True, exist_ok=True)
+    settings = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "namespace": "serve-app",
+        "resources": [_relative(KUBERAY / "overlays" / overlay, directory)],
+        "components": [_relative(KUBERAY / "components" / component, directory) for component in components],
+    }
+    (directory / "kustomization.yaml").write_text(yaml.safe_dump(settings))
+    return directory
 
 
 def render(directory: Path) -> list[Document]:
@@ -50,3 +65,7 @@ def one(documents: list[Document], kind: str) -> Document:
     """Return the only document of a kind."""
     (found,) = [document for document in documents if document["kind"] == kind]
     return found
+
+
+def _relative(path: Path, directory: Path) -> str:
+    return os.path.relpath(os.path.realpath(path), os.path.realpath(directory))

@@ -13,7 +13,16 @@ from serve_app.cli.profile import THROUGHPUT
 from tests.kuberay import kustomize_double, lints, objects, schemas, serve_configs
 from tests.kuberay.conftest import Rendered
 from tests.kuberay.objects import Document
-from tests.kuberay.rendering import KUBERAY, OVERLAYS, REPOSITORY, has_kubectl, in_order, one, with_kubectl
+from tests.kuberay.rendering import (
+    KUBERAY,
+    OVERLAYS,
+    REPOSITORY,
+    has_kubectl,
+    in_order,
+    one,
+    with_components,
+    with_kubectl,
+)
 
 CONFIGS = REPOSITORY / "configs"
 RENDERED = [*(f"overlays/{name}" for name in OVERLAYS), "recipes/two-services"]
@@ -22,21 +31,6 @@ needs_crds = pytest.mark.skipif(schemas.crd_directory() is None, reason=schemas.
 needs_kubectl = pytest.mark.skipif(
     not has_kubectl(), reason="no kubectl on PATH: install it to compare `kubectl kustomize` with the double of it"
 )
-
-
-def with_component(tmp_path: Path, overlay: str, component: str) -> Path:
-    """Write an overlay of somebody who adds a component; kustomize takes no absolute paths."""
-    up = Path(*[".."] * (len(tmp_path.resolve().parts) - 1))
-    names = {part: str(up / (KUBERAY / part).relative_to("/")) for part in (f"overlays/{overlay}", component)}
-    settings = {
-        "apiVersion": "kustomize.config.k8s.io/v1beta1",
-        "kind": "Kustomization",
-        "namespace": "serve-app",
-        "resources": [names[f"overlays/{overlay}"]],
-        "components": [names[component]],
-    }
-    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(settings))
-    return tmp_path
 
 
 @needs_kubectl
@@ -201,7 +195,7 @@ def test_the_gpu_group_is_the_cpu_group_but_for_its_hardware(rendered: Rendered)
     ],
 )
 def test_components_fit_an_overlay(tmp_path: Path, overlay: str, component: str) -> None:
-    documents = kustomize_double.build(with_component(tmp_path, overlay, f"components/{component}"))
+    documents = kustomize_double.build(with_components(tmp_path, overlay, component))
     assert lints.problems(documents) == []
     checked = [document for document in documents if document["kind"] != "RayService" or schemas.crd_directory()]
     assert [problem for document in checked for problem in schemas.problems(document)] == []
@@ -209,7 +203,7 @@ def test_components_fit_an_overlay(tmp_path: Path, overlay: str, component: str)
 
 @needs_kubectl
 def test_kubectl_takes_a_component(tmp_path: Path) -> None:
-    directory = with_component(tmp_path, "edge", "components/redis")
+    directory = with_components(tmp_path, "edge", "redis")
     assert in_order(with_kubectl(directory)) == in_order(kustomize_double.build(directory))
 
 

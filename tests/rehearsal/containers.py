@@ -8,6 +8,7 @@ it, and all that it started ends with it.
 import contextlib
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,9 @@ from tests.rehearsal.network import namespace_of
 _SYSTEM: Final = ("/usr", "/opt", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/var/lib/dpkg")
 REPOSITORY: Final = Path(__file__).parents[2]
 SIDECAR_FILES: Final = REPOSITORY / "kuberay" / "sidecar"
+REDIS: Final = shutil.which("redis-server") or shutil.which("redis-check-rdb")
+"""The server of the image `redis`. Its name decides what the program is; Debian's redis-tools has it as the other."""
+_PROGRAMS: Final = "/programs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +55,16 @@ class ContainerPlan:
 
 def image_environment() -> dict[str, str]:
     """Return the environment that stands in for the application's image: this very Python and its packages."""
-    path = f"{sys.prefix}/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
+    path = f"{sys.prefix}/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin:{_PROGRAMS}"
     return {"PATH": path, "HOME": "/tmp", "LANG": "C.UTF-8", "PYTHONPATH": str(REPOSITORY)}
+
+
+def image_files() -> dict[str, Path]:
+    """Return what images hold that does not lie there on this machine, by its path."""
+    files = {f"{_PROGRAMS}/redis-server": Path(REDIS)} if REDIS else {}
+    if SIDECAR_FILES.is_dir():
+        files |= {f"/sidecar/{path.name}": path for path in SIDECAR_FILES.iterdir() if path.is_file()}
+    return files
 
 
 class Container:

@@ -75,18 +75,19 @@ def _edge(network: PodNetwork, folder: Path, n: int, origin: Origin) -> EdgeFigu
     with rehearsing("edge", network=network, folder=folder / "edge") as edge:
         edge.await_running()
         idle = _steady([edge.cluster.head])
-        marked: list[tuple[str, float]] = []
+        marked: list[tuple[str, float, float]] = []
         with edge.traffic(rows(1).tolist(), connections=CONNECTIONS, rate=RATE) as traffic:
             for i in range(n):
                 version = f"promoted-{i}"
                 stage(edge.models(edge.cluster.head.node), version, seed=i % 8, ready=False)
-                marked.append((version, _mark(edge)))
+                marked_s = _mark(edge)
                 _await_served(edge, version)
+                marked.append((version, marked_s, _flipped_s(edge)))
         after = _steady([edge.cluster.head])
     return EdgeFigures(
         origin=origin, poll_s=POLL_S, connections=CONNECTIONS, rate=RATE, requests=len(traffic.answers),
         failed=len(traffic.failed()), idle=idle, after=after,
-        promotions=[_promotion(version, marked_s, traffic.answers) for version, marked_s in marked],
+        promotions=[_promotion(*one, traffic.answers) for one in marked],
     )  # fmt: skip
 
 
@@ -107,6 +108,12 @@ def _mark(edge: Rehearsal) -> float:
     return time.monotonic()
 
 
+def _flipped_s(edge: Rehearsal) -> float:
+    """Return when `current` was flipped last: the link is made right before the rename that shows it."""
+    link = edge.models(edge.cluster.head.node) / "current"
+    return link.lstat().st_mtime - (time.time() - time.monotonic())
+
+
 def _served(edge: Rehearsal) -> str:
     return str(edge.predict(rows(1).tolist()).headers.get("X-Model-Version"))
 
@@ -115,12 +122,13 @@ def _await_served(edge: Rehearsal, version: str) -> None:
     edge.await_that(lambda: _served(edge) == version, timeout_s=TAKEN_WITHIN_S)
 
 
-def _promotion(version: str, marked_s: float, answers: list[Answer]) -> Promotion:
+def _promotion(version: str, marked_s: float, flipped_s: float, answers: list[Answer]) -> Promotion:
     first_s = min(answer.at_s for answer in answers if answer.version == version)
     window = [answer for answer in answers if marked_s <= answer.at_s <= first_s + 1]
     return Promotion(
         version=version,
         first_answer_s=round(first_s - marked_s, 3),
+        reload_s=round(first_s - flipped_s, 3),
         longest_answer_ms=round(1000 * max(answer.latency_s for answer in window), 1),
     )
 

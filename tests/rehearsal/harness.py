@@ -17,7 +17,7 @@ import yaml
 
 from serve_app.domain.manifest import Sidecar
 from tests.builders import write_forecaster
-from tests.kuberay.rendering import overlay, render
+from tests.kuberay.rendering import overlay, render, with_components
 from tests.rehearsal.containers import REPOSITORY, has_user
 from tests.rehearsal.kubelet_twin import Node, Objects, Pod
 from tests.rehearsal.network import PodNetwork
@@ -45,6 +45,8 @@ class Rehearsal:
     admin_token: str
     ray_token: str
     promoters: list[Pod] = field(default_factory=list)
+    sets: list[Pod] = field(default_factory=list)
+    """Pods of StatefulSets."""
 
     @property
     def cluster(self) -> RayCluster:
@@ -132,7 +134,9 @@ class Rehearsal:
     def story(self) -> str:
         """Return what the operator did and the last words of the Pods."""
         pods = [pod for cluster in self.world.clusters.values() for pod in cluster.pods]
-        return "\n".join([*self.operator.events[-20:], *(pod.last_words() for pod in [*pods, *self.promoters])])
+        return "\n".join(
+            [*self.operator.events[-20:], *(pod.last_words() for pod in [*pods, *self.promoters, *self.sets])]
+        )
 
     def await_that(self, condition: Callable[[], bool], *, timeout_s: float) -> None:
         await_that(condition, timeout_s=timeout_s, otherwise=self.story)
@@ -158,6 +162,7 @@ def rehearsing(
     *,
     network: PodNetwork,
     folder: Path,
+    components: Sequence[str] = (),
     store_url: str = "",
     change: Callable[[Document], None] | None = None,
     shared: Sequence[Path] = (),
@@ -167,39 +172,32 @@ def rehearsing(
     `change` may alter the RayService first, `shared` are directories that every container sees. Beside that, promoters
     wait less before they put a bad bundle aside; nothing else differs from what is rendered.
     """
-    documents = render(overlay(name))
+    documents = render(with_components(folder / "overlay", name, *components) if components else overlay(name))
     (service,) = [document for document in documents if document["kind"] == "RayService"]
     if change is not None:
         change(service)
     _quicken(documents)
-    admin_token, ray_token, reload_token = (secrets.token_hex(32) for _ in range(3))
-    objects = Objects(
-        secrets={
-            "serve-app-ray": {"auth_token": ray_token},
-            "serve-app-tokens": {"tokens": f"operator rollout {admin_token}\npromoter reload {reload_token}\n"},
-            "serve-app-reload": {"token": reload_token},
-            "serve-app-store": {"url": store_url},
-        }
-    )
-    n_workers = sum(
-        group.get("replicas", 0) for group in service["spec"]["rayClusterConfig"].get("workerGroupSpecs", ())
-    )
-    nodes = [Node(f"node-{i}", folder / f"node-{i}") for i in range(1 + n_workers)]
-    place = Place(nodes, network, objects, folder / "pods", services=_services(service), shared=shared)
+    admin_token, ray_token = secrets.token_hex(32), secrets.token_hex(32)
+    nodes = [Node(f"node-{i}", folder / f"node-{i}") for i in range(1 + _n_workers(service))]
+    services = _services(service)
+    objects = _objects(store_url=store_url, admin_token=admin_token, ray_token=ray_token)
+    place = Place(nodes, network, objects, folder / "pods", services=services, shared=shared)
     for node in nodes:
         write_forecaster(models_of(service, node), "v1", sidecar=SIDECAR)
         give_to_pods(models_of(service, node))
+    sets = [_first_of(document, place) for document in documents if document["kind"] == "StatefulSet"]
+    services |= _led_to(documents, sets)  # before any Pod of Ray is told of them
     world = World(place, service, ray_token)
     rehearsal = Rehearsal(
         documents, world, OperatorTwin(world), httpx.Client(base_url=ServiceProxy.address, trust_env=False, timeout=60),
-        folder, admin_token, ray_token,
+        folder, admin_token, ray_token, sets=sets,
     )  # fmt: skip
     rehearsal.promoters = [
         pod for document in documents if document["kind"] == "DaemonSet" for pod in _daemons(document, place)
     ]
     try:
         with ServiceProxy(world.endpoints), rehearsal.http:
-            for pod in rehearsal.promoters:
+            for pod in [*sets, *rehearsal.promoters]:
                 pod.start()
             rehearsal.operator.start()
             yield rehearsal
@@ -207,8 +205,27 @@ def rehearsing(
         rehearsal.operator.stop()
         for cluster in world.clusters.values():
             cluster.stop()
-        for pod in rehearsal.promoters:
+        for pod in [*rehearsal.promoters, *sets]:
             pod.stop()
+
+
+def _n_workers(service: Document) -> int:
+    groups = service["spec"]["rayClusterConfig"].get("workerGroupSpecs", ())
+    return sum(int(group.get("replicas", 0)) for group in groups)
+
+
+def _objects(*, store_url: str, admin_token: str, ray_token: str) -> Objects:
+    """Return the Secrets that the manifests name and do not bring."""
+    reload_token = secrets.token_hex(32)
+    return Objects(
+        secrets={
+            "serve-app-ray": {"auth_token": ray_token},
+            "serve-app-tokens": {"tokens": f"operator rollout {admin_token}\npromoter reload {reload_token}\n"},
+            "serve-app-reload": {"token": reload_token},
+            "serve-app-store": {"url": store_url},
+            "serve-app-redis": {"password": secrets.token_hex(32)},
+        }
+    )
 
 
 def _quicken(documents: Sequence[Document]) -> None:
@@ -267,6 +284,17 @@ def _services(service: Mapping[str, Any]) -> dict[str, str]:
     return dict.fromkeys(names, PodNetwork.gateway)
 
 
+def _led_to(documents: Sequence[Document], pods: Sequence[Pod]) -> dict[str, str]:
+    """Return the names of Services with the Pod that each selects."""
+    services = [document for document in documents if document["kind"] == "Service"]
+    return {
+        service["metadata"]["name"]: pod.address
+        for service in services
+        for pod in pods
+        if service["spec"]["selector"].items() <= pod.labels.items()
+    }
+
+
 def _daemons(document: Document, place: Place) -> list[Pod]:
     """Return one Pod of a DaemonSet for each node."""
     made = []
@@ -276,3 +304,13 @@ def _daemons(document: Document, place: Place) -> list[Pod]:
         metadata = {**template["metadata"], "name": name, "namespace": document["metadata"].get("namespace", "default")}
         made.append(place.pod({**template, "metadata": metadata}, node, place.folder / name))
     return made
+
+
+def _first_of(document: Document, place: Place) -> Pod:
+    """Return the only Pod of a StatefulSet, on the first node, with its claims."""
+    name, template = f"{document['metadata']['name']}-0", document["spec"]["template"]
+    metadata = {**template["metadata"], "name": name, "namespace": document["metadata"].get("namespace", "default")}
+    claims = [claim["metadata"]["name"] for claim in document["spec"].get("volumeClaimTemplates", ())]
+    volumes = [{"name": claim, "persistentVolumeClaim": {"claimName": f"{claim}-{name}"}} for claim in claims]
+    spec = {**template["spec"], "volumes": [*template["spec"].get("volumes", ()), *volumes]}
+    return place.pod({**template, "metadata": metadata, "spec": spec}, place.nodes[0], place.folder / name)

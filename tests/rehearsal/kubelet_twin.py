@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from tests.rehearsal.containers import SIDECAR_FILES, Container, ContainerPlan, Mount, has_user, image_environment
+from tests.rehearsal.containers import Container, ContainerPlan, Mount, has_user, image_environment, image_files
 from tests.rehearsal.network import PodNetwork
 from tests.rehearsal.probes import Probe, ProbeKind, ProbeResult
 
@@ -194,9 +194,7 @@ class Pod:
             found = self._objects.secrets.get((source.get("secretRef") or {}).get("name", ""), {})
             environment |= {**self._objects.config_maps.get((source.get("configMapRef") or {}).get("name", ""), found)}
         command = [_expand(word, environment) for word in [*container.get("command", ()), *container.get("args", ())]]
-        files = {"/etc/hosts": self._hosts}
-        if SIDECAR_FILES.is_dir():
-            files |= {f"/sidecar/{path.name}": path for path in SIDECAR_FILES.iterdir() if path.is_file()}
+        files = {"/etc/hosts": self._hosts, **image_files()}
         return ContainerPlan(
             container["name"], command, environment, mounts, user=user, group=group, files=files,
             read_only_root=bool(security.get("readOnlyRootFilesystem")),

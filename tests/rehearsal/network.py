@@ -63,15 +63,24 @@ def pod_network() -> Iterator[PodNetwork]:
         if libc.unshare(_CLONE_NEWNET):
             raise NoNamespacesError(f"no network namespace can be made: {os.strerror(ctypes.get_errno())}; be root")
         try:
-            _ip("link", "set", "lo", "up")
-            _ip("link", "add", "pods", "type", "bridge")
-            _ip("addr", "add", f"{PodNetwork.gateway}/24", "dev", "pods")
-            _ip("link", "set", "pods", "up")
+            _make_bridge()
             yield PodNetwork()
         finally:
             libc.setns(outside, _CLONE_NEWNET)
     finally:
         os.close(outside)
+
+
+def _make_bridge() -> None:
+    try:
+        _ip("link", "set", "lo", "up")
+        _ip("link", "add", "pods", "type", "bridge")
+        _ip("addr", "add", f"{PodNetwork.gateway}/24", "dev", "pods")
+        _ip("link", "set", "pods", "up")
+        _ip("link", "add", "tried", "type", "veth", "peer", "name", "tried-too")
+        _ip("link", "del", "tried")
+    except subprocess.CalledProcessError as error:
+        raise NoNamespacesError(f"no bridge or cable can be made: {error}; the kernel needs bridge and veth") from error
 
 
 def check_tools() -> None:

@@ -98,6 +98,9 @@ class OperatorTwin:
         """`Reconcile`: clusters, head labels, Serve, Services, in this order."""
         world = self.world
         self._clean_up()
+        if world.spec.get("suspend"):
+            self._suspend()
+            return
         self._make_cluster_if_needed()
         for name in (world.active, world.pending):
             if name is not None:
@@ -108,6 +111,17 @@ class OperatorTwin:
         target = world.pending or world.active
         if target is not None and self._reconcile_serve(world.clusters[target]):
             self._switch_to(target)
+
+    def _suspend(self) -> None:
+        """`spec.suspend` of KubeRay 1.7: all that the RayService made goes at once, and its status is empty again."""
+        world = self.world
+        world.active = world.pending = world.selected = None
+        self.statuses = {}
+        for name in list(world.clusters):
+            world.clusters.pop(name).stop()
+            self._cache.pop(name, None)
+            self._deletions.pop(name, None)
+            self.events.append(f"deleted cluster {name}: suspended")
 
     def _make_cluster_if_needed(self) -> None:
         """`shouldPrepareNewCluster` and `isClusterSpecHashEqual`."""

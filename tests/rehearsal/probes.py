@@ -1,6 +1,7 @@
 """Probes of a container as the kubelet runs them: when they are due, and what their results add up to."""
 
 import http.client
+import socket
 import subprocess
 import time
 from collections.abc import Mapping
@@ -75,8 +76,10 @@ class Probe:
             succeeded, detail = self._http(address, timeout_s)
         elif "exec" in self.spec:
             succeeded, detail = _execute(container, self.spec["exec"]["command"], timeout_s)
+        elif "tcpSocket" in self.spec:
+            succeeded, detail = self._tcp(address, timeout_s)
         else:
-            raise ValueError(f"{self.kind}: expected httpGet or exec, found {sorted(self.spec)}")
+            raise ValueError(f"{self.kind}: expected httpGet, exec or tcpSocket, found {sorted(self.spec)}")
         self.due_s = max(self.due_s + self.period_s, start_s)
         self.failures = 0 if succeeded else self.failures + 1
         self.has_succeeded = self.has_succeeded or succeeded
@@ -87,9 +90,8 @@ class Probe:
 
     def _http(self, address: str, timeout_s: float) -> tuple[bool, str]:
         asked = self.spec["httpGet"]
-        port = self.ports[asked["port"]] if isinstance(asked["port"], str) else int(asked["port"])
         headers = {header["name"]: header["value"] for header in asked.get("httpHeaders", ())}
-        connection = http.client.HTTPConnection(address, port, timeout=timeout_s)
+        connection = http.client.HTTPConnection(address, self._port(asked), timeout=timeout_s)
         try:
             connection.request("GET", asked.get("path", "/"), headers=headers)
             answer = connection.getresponse()
@@ -99,6 +101,17 @@ class Probe:
         finally:
             connection.close()
         return 200 <= answer.status < 400, f"{answer.status}"
+
+    def _tcp(self, address: str, timeout_s: float) -> tuple[bool, str]:
+        try:
+            with socket.create_connection((address, self._port(self.spec["tcpSocket"])), timeout=timeout_s):
+                return True, "connected"
+        except OSError as error:
+            return False, repr(error)
+
+    def _port(self, asked: Mapping[str, Any]) -> int:
+        port = asked["port"]
+        return self.ports[port] if isinstance(port, str) else int(port)
 
 
 def _execute(container: Container, command: list[str], timeout_s: float) -> tuple[bool, str]:

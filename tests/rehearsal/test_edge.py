@@ -11,8 +11,12 @@ import pytest
 import yaml
 
 from tests.builders import rows
+from tests.kuberay.expressions import metrics_of, panel_queries, rules
+from tests.kuberay.rendering import KUBERAY
+from tests.kuberay.told_metrics import catalogue
 from tests.rehearsal.harness import Rehearsal, give_to_pods, stage
 from tests.rehearsal.memory import GIB, memory_of
+from tests.rehearsal.operator_twin import await_that
 from tests.rehearsal.probes import ProbeKind
 from tests.traffic import Answer
 
@@ -21,6 +25,14 @@ pytestmark = pytest.mark.rehearsal
 TAKEN_WITHIN_S = 60.0
 """Longest wait for a promoted version on a busy machine; how long it takes is measured elsewhere."""
 IDLE_BYTES = 2 * GIB
+NEW_IMAGE = "serve-app:0.1.1"
+RAYS_OWN = {"ray_serve_deployment_replica_healthy", "ray_node_mem_used"}
+NOT_ON_EDGE = (
+    *("serve_app_rollout_", "serve_app_shadow_", "serve_app_label", "serve_app_loss_", "serve_app_remembered_"),
+    *("serve_app_window_", "serve_app_observations_", "serve_app_retraining", "serve_app_event_", "serve_app_demands_"),
+    *("ml_model_accuracy", "up"),
+)
+"""What is told of things that this overlay has not, and what Prometheus tells itself."""
 
 
 def served(edge: Rehearsal) -> str:
@@ -158,6 +170,37 @@ def test_a_bundle_that_does_not_fit_is_refused_by_the_server_and_the_old_version
     await_version(edge, "fits-again")
 
 
+def scraped(edge: Rehearsal, monitor: dict[str, Any]) -> set[str]:
+    """Return the names of the samples that a PodMonitor gets from the head."""
+    (container,) = edge.cluster.head.document["spec"]["containers"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    names: set[str] = set()
+    for endpoint in monitor["spec"]["podMetricsEndpoints"]:
+        url = f"http://{edge.cluster.head.address}:{ports[endpoint['port']]}{endpoint.get('path', '/metrics')}"
+        told = httpx.get(url, trust_env=False, timeout=30)
+        assert told.status_code == 200, told.text
+        names |= set(catalogue(told.text))
+    return names
+
+
+def await_told(edge: Rehearsal, monitor: dict[str, Any], wanted: set[str]) -> None:
+    def missing() -> list[str]:
+        return sorted(wanted - scraped(edge, monitor))
+
+    await_that(lambda: not missing(), timeout_s=30, otherwise=lambda: f"missing: {missing()}")
+
+
+def test_the_monitors_find_what_dashboard_and_alerts_ask_for(edge: Rehearsal) -> None:
+    file = KUBERAY / "components" / "prometheus-operator" / "pod-monitors.yaml"
+    ours, rays = list(yaml.safe_load_all(file.read_text()))
+    expressions = [*(expression for expression, _ in panel_queries()), *(rule["expr"] for rule in rules())]
+    asked = {name for expression in expressions for name in metrics_of(expression) if not name.startswith(NOT_ON_EDGE)}
+    assert edge.predict(rows(1).tolist()).status_code == 200
+    assert edge.http.post("/admin/reload").status_code == 403  # a refusal is counted
+    await_told(edge, ours, asked)
+    await_told(edge, rays, RAYS_OWN)
+
+
 def test_a_restarted_operator_sends_the_same_config_and_changes_nothing(edge: Rehearsal) -> None:
     replicas, before = edge.replicas(), served(edge)
     with edge.traffic(rows(1).tolist(), connections=4, rate=40) as traffic:
@@ -197,3 +240,19 @@ def test_a_lost_head_comes_back_with_the_version_it_had(edge: Rehearsal) -> None
     edge.await_that(lambda: len(edge.operator.puts) > n_puts, timeout_s=180)
     assert edge.operator.puts[-1].reason == "no Serve application"
     edge.await_that(lambda: served(edge) == before, timeout_s=180)
+
+
+def test_a_suspended_service_is_gone_and_resumes_with_the_new_image_and_the_version_it_had(edge: Rehearsal) -> None:
+    first, link = edge.cluster, (models(edge) / "current").readlink()
+    gone_back = edge.http.post("/admin/rollback", params={"to": "unmarked"}, headers=edge.admin)
+    assert gone_back.status_code == 200, gone_back.text
+    assert link != Path("unmarked"), "what answers is told by the state on its volume alone"
+    edge.world.spec["suspend"] = True
+    edge.await_that(lambda: edge.world.clusters == {}, timeout_s=60)
+    edge.await_that(lambda: served(edge) == "", timeout_s=30)
+    head = edge.world.spec["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    head["image"] = NEW_IMAGE
+    edge.world.spec["suspend"] = False
+    edge.await_that(lambda: served(edge) == "unmarked", timeout_s=180)
+    assert edge.cluster.name != first.name
+    assert edge.cluster.head.document["spec"]["containers"][0]["image"] == NEW_IMAGE

@@ -62,6 +62,16 @@ def test_a_missed_aim_is_told_too(changes: dict[str, Any]) -> None:
     assert "**no**" in promotions_page(edge(**changes))
 
 
+def test_the_part_of_reload_is_told_and_has_a_bound_of_its_own() -> None:
+    slow = Promotion(version="v", first_answer_s=2.9, reload_s=2.1, longest_answer_ms=1.0)
+    quick = Promotion(version="w", first_answer_s=1.5, reload_s=0.5, longest_answer_ms=1.0)
+    page = promotions_page(edge(promotions=[quick, slow]))
+    assert "`/reload` | ≤ 2 s | longest 2.10 s | **no** |" in page
+    assert "`/reload` | 0.50 s | 1.30 s | 0.50 s | 2.10 s |" in page
+    assert "its work | 0.80 s | 0.90 s | 0.80 s | 1.00 s |" in page
+    assert "≤ 2 s | longest 0.50 s | yes |" in promotions_page(edge(promotions=[quick]))
+
+
 def test_memory_is_summed_by_what_is_not_shared() -> None:
     page = memory_page(Figures(edge=edge(), cluster=cluster()))
     assert "**900 MiB**; at most 2048 MiB was the aim: met" in page

@@ -1,6 +1,7 @@
 """When probes are due and what their results add up to, against a real server on loopback."""
 
 import http.server
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -99,3 +100,22 @@ def test_a_port_may_be_named(port: int) -> None:
     }
     (one,) = Probe.all_of(container, started_s=0.0)
     assert run(one)
+
+
+def test_a_connection_is_enough_for_a_probe_that_asks_for_no_more() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        container = {
+            "ports": [{"name": "redis", "containerPort": listening.getsockname()[1]}],
+            "readinessProbe": {"tcpSocket": {"port": "redis"}},
+        }
+        (one,) = Probe.all_of(container, started_s=0.0)
+        assert run(one)
+    result = one.run(CONTAINER, "127.0.0.1")
+    assert not result.succeeded
+    assert "ConnectionRefusedError" in result.detail
+
+
+def test_a_probe_that_is_not_rehearsed_is_refused() -> None:
+    (one,) = Probe.all_of({"readinessProbe": {"grpc": {"port": 1}}}, started_s=0.0)
+    with pytest.raises(ValueError, match="grpc"):
+        run(one)
