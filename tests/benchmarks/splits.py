@@ -17,6 +17,7 @@ from rich.console import Console
 
 from serve_app.domain.rollout_state import Phase
 from tests.benchmarks import machine, routing, splits_report, wrk
+from tests.benchmarks.measurements import Load
 from tests.benchmarks.reload_server import BODY, FAMILY, ReloadServer, our_server, wait_until
 from tests.benchmarks.servers import ServerFailedError
 from tests.benchmarks.splits_report import Decision, Pair, Share, SplitsRun
@@ -29,6 +30,8 @@ WEIGHTS = (1.0, 5.0, 50.0)
 CANDIDATE = "v2"
 CONNECTIONS = (32, 64)
 SPLIT_PERCENT = 10.0
+WARM_S = 1
+"""Of each load before it is measured: a version that was loaded just now has cold caches."""
 KEY_CONNECTIONS = 32
 MOVED_WITHIN_S = 60.0
 OVER = {phase.value for phase in Phase if phase.is_over}
@@ -47,7 +50,7 @@ def main(
     directory = state_dir.resolve()
     with our_server(directory) as server:
         server.write(CANDIDATE)
-        pairs = tuple(measure_throughput(server, rounds=2 if quick else 5, seconds=2 if quick else 4))
+        pairs = tuple(measure_throughput(server, rounds=2 if quick else 12, seconds=2 if quick else 3))
         shares = tuple(measure_keys(server, n_keys=2_000 if quick else 100_000))
     run = SplitsRun(
         started_at=started_at, command=splits_report.COMMAND + (" --quick" if quick else ""), code=machine.commit(),
@@ -72,15 +75,20 @@ def measure_throughput(server: ReloadServer, *, rounds: int, seconds: int) -> It
                 for is_split in (True, False) if round_ % 2 else (False, True):
                     if is_split:
                         with rolled_out(server, {"strategy": "ab", "steps": [{"weight": SPLIT_PERCENT}]}):
-                            loads[True] = put_under_load(request, connections=connections, seconds=seconds)
+                            loads[True] = _measured(request, connections, seconds)
                     else:
-                        loads[False] = put_under_load(request, connections=connections, seconds=seconds)
+                        loads[False] = _measured(request, connections, seconds)
                 pair = Pair(weight=SPLIT_PERCENT, connections=connections, without=loads[False], split=loads[True])
                 console.print(
                     f"{connections} connections: {pair.without.good_per_s:,.0f}/s without, "
                     f"{pair.split.good_per_s:,.0f}/s with a split"
                 )
                 yield pair
+
+
+def _measured(request: Request, connections: int, seconds: int) -> Load:
+    put_under_load(request, connections=connections, seconds=WARM_S)
+    return put_under_load(request, connections=connections, seconds=seconds)
 
 
 def measure_keys(server: ReloadServer, *, n_keys: int) -> Iterator[Share]:

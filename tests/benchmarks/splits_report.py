@@ -5,7 +5,7 @@ python -m tests.benchmarks.splits_report
 
 import math
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 
 from tests.benchmarks.measurements import Frozen, Load, Machine
 
@@ -97,10 +97,10 @@ def rendered(run: SplitsRun) -> str:
         "## Throughput with a split on",
         "",
         "The main benchmark's request against one server, in turn without a split and with one; the key is in no "
-        "header, so each request is assigned by weight. Medians over the rounds.",
+        "header, so each request is assigned by weight. Medians over the rounds, and of the ratio the quartiles.",
         "",
-        "| split | connections | rounds | without, requests/s | with, requests/s | with / without | not answered |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| split | connections | rounds | without, requests/s | with, requests/s | with / without | quartiles | not answered |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
         *_pair_rows(run.pairs),
         "",
         "## Keys",
@@ -126,10 +126,12 @@ def _pair_rows(pairs: tuple[Pair, ...]) -> list[str]:
     for weight, connections in sorted({(pair.weight, pair.connections) for pair in pairs}):
         found = [pair for pair in pairs if (pair.weight, pair.connections) == (weight, connections)]
         without, split = (median(load.good_per_s for load in loads) for loads in _sides(found))
-        ratio = median(pair.split.good_per_s / pair.without.good_per_s for pair in found)
+        ratios = [pair.split.good_per_s / pair.without.good_per_s for pair in found]
+        low, ratio, high = quantiles(ratios, n=4, method="inclusive")
         errors = sum(pair.without.error_count + pair.split.error_count for pair in found)
         rows.append(
-            f"| {weight:g} % | {connections} | {len(found)} | {without:,.0f} | {split:,.0f} | {ratio:.3f} | {errors} |"
+            f"| {weight:g} % | {connections} | {len(found)} | {without:,.0f} | {split:,.0f} | {ratio:.3f} "
+            f"| {low:.2f} to {high:.2f} | {errors} |"
         )
     return rows
 

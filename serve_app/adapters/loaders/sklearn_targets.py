@@ -91,7 +91,7 @@ class SklearnTargetsPredictor:
             scaled = rows if self._scale is None else self._scale(rows)
         except Exception as error:  # as below
             raise PredictionError(f"scaler_x: {type(error).__name__}: {error}") from error
-        if self._narrows and len(rows) and not max(scaled.max(), -scaled.min()) <= _FLOAT32_MAX:
+        if self._narrows and len(rows) and not np.maximum.reduce(np.abs(scaled), axis=None) <= _FLOAT32_MAX:
             raise self._too_large(rows, scaled)
         out = np.empty((len(rows), len(self._targets)), dtype=self._output_type)
         for column, target in enumerate(self._targets):
