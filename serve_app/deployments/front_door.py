@@ -7,8 +7,11 @@ Ray asks for it by `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve_app.deployme
 the slower way. docs/decisions/0001 has the figures and the drawbacks.
 """
 
+from typing import Any
+
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from serve_app.ingress.inference import Inference
 
@@ -29,9 +32,63 @@ class FrontDoor:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if _open and _open[0].is_hot(scope):
-            await _open[0](scope, receive, send)
+            await _open[0](scope, receive, in_one_write(send))
         else:
             await self._app(scope, receive, send)
+
+
+class _Joined:
+    """Stands for a transport and keeps what is written, until it is sent in one write."""
+
+    __slots__ = ("_parts", "_transport", "closes")
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+        self._parts: list[bytes] = []
+        self.closes = False
+
+    def write(self, data: bytes) -> None:
+        self._parts.append(data)
+
+    def close(self) -> None:
+        self.closes = True
+
+    def send(self) -> Any:
+        """Write it all, close if that was asked for, and return the transport."""
+        if self._parts:
+            self._transport.write(b"".join(self._parts))
+        if self.closes:
+            self._transport.close()
+        return self._transport
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
+def in_one_write(send: Send) -> Send:
+    """Have the head of an answer sent together with its body, which must be whole.
+
+    uvicorn writes them one after the other, and each write is a system call of some 40 µs. With another server than
+    uvicorn's on httptools, `send` is returned as it is.
+    """
+    cycle = getattr(send, "__self__", None)
+    if not isinstance(cycle, RequestResponseCycle):
+        return send
+    head: list[Message] = []
+
+    async def send_joined(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            head.append(message)
+            return
+        joined = _Joined(cycle.transport)
+        cycle.transport = joined  # type: ignore[assignment]  # it has of a transport what a cycle uses
+        try:
+            await send(head.pop())
+            await send(message)
+        finally:
+            cycle.transport = joined.send()
+
+    return send_joined
 
 
 def without_request_id(app: ASGIApp) -> ASGIApp:

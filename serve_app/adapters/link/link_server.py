@@ -61,6 +61,8 @@ class _Connection(asyncio.Protocol):
         self._trusted = False
         self._hello_timer: asyncio.TimerHandle | None = None
         self.tasks: set[asyncio.Task[None]] = set()
+        self._unsent: list[bytes] | None = None
+        """Answers to the calls that were read together, to be sent in one write; None while nothing is read."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
@@ -77,6 +79,7 @@ class _Connection(asyncio.Protocol):
             self._transport.close()
 
     def data_received(self, data: bytes) -> None:
+        self._unsent = []
         try:
             for call_id, kind, body in self._reader.feed(data):
                 if not self._trusted:
@@ -88,6 +91,10 @@ class _Connection(asyncio.Protocol):
         except LinkError as error:
             log.warning("link closed", reason=str(error))
             self.close()
+        finally:
+            answers, self._unsent = self._unsent, None
+            if answers:
+                self._send(answers[0] if len(answers) == 1 else b"".join(answers))
 
     def _greet(self, kind: int, body: memoryview) -> None:
         if kind != Kind.HELLO or not hmac.compare_digest(bytes(body), self._server.secret.encode()):
@@ -134,5 +141,7 @@ class _Connection(asyncio.Protocol):
         self._send(frame(call_id, Kind.FAILED, text.encode("utf-8", "replace")))
 
     def _send(self, data: bytes) -> None:
-        if self._transport is not None:
+        if self._unsent is not None:
+            self._unsent.append(data)
+        elif self._transport is not None:
             self._transport.write(data)
