@@ -130,7 +130,15 @@ class _Evaluated:
         return eval, self._arguments
 
 
-def write_iris(root: Path, version: str, kind: Kind = Kind.GOOD, *, current: bool = False, mark: str = "") -> Path:
+def write_iris(
+    root: Path,
+    version: str,
+    kind: Kind = Kind.GOOD,
+    *,
+    current: bool = False,
+    mark: str = "",
+    family: str = FAMILY,
+) -> Path:
     """Write a bundle of the given kind to `<root>/<version>`, make it current if wished, and return its directory.
 
     `mark` is an argument of the processes that `Kind.SPAWNING` starts, so that a test finds them.
@@ -141,7 +149,7 @@ def write_iris(root: Path, version: str, kind: Kind = Kind.GOOD, *, current: boo
         model_version=version,
         models_type=MODELS_TYPE,
         created_at=datetime.now(UTC),
-        family=FAMILY,
+        family=family,
         loader=LOADER,
         signature=SIGNATURE,
         golden=GOLDEN,

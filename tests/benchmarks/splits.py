@@ -12,13 +12,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
+import httpx
 import typer
 from rich.console import Console
 
 from serve_app.domain.rollout_state import Phase
+from tests.bad_bundles import write_iris
 from tests.benchmarks import machine, routing, splits_report, wrk
-from tests.benchmarks.measurements import Load
-from tests.benchmarks.reload_server import BODY, FAMILY, ReloadServer, our_server, wait_until
+from tests.benchmarks.reload_server import (
+    ANSWER_WITHIN_S,
+    BODY,
+    FAMILY,
+    ReloadServer,
+    afresh,
+    layout,
+    started,
+    wait_until,
+)
 from tests.benchmarks.servers import ServerFailedError
 from tests.benchmarks.splits_report import Decision, Pair, Share, SplitsRun
 from tests.benchmarks.wrk import Request, put_under_load
@@ -30,8 +40,8 @@ WEIGHTS = (1.0, 5.0, 50.0)
 CANDIDATE = "v2"
 CONNECTIONS = (32, 64)
 SPLIT_PERCENT = 10.0
-WARM_S = 1
-"""Of each load before it is measured: a version that was loaded just now has cold caches."""
+TWIN = "twin"
+LOAD_S, WARM_S = 2, 3
 KEY_CONNECTIONS = 32
 MOVED_WITHIN_S = 60.0
 OVER = {phase.value for phase in Phase if phase.is_over}
@@ -48,9 +58,8 @@ def main(
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
     decisions = tuple(Decision(place=place, best_ns=best, median_ns=mid) for place, best, mid in routing.measured(15))
     directory = state_dir.resolve()
-    with our_server(directory) as server:
-        server.write(CANDIDATE)
-        pairs = tuple(measure_throughput(server, rounds=2 if quick else 12, seconds=2 if quick else 3))
+    with twins(directory) as server:
+        pairs = tuple(measure_throughput(server, rounds=2 if quick else 30))
         shares = tuple(measure_keys(server, n_keys=2_000 if quick else 100_000))
     run = SplitsRun(
         started_at=started_at, command=splits_report.COMMAND + (" --quick" if quick else ""), code=machine.commit(),
@@ -61,34 +70,50 @@ def main(
     console.print(f"wrote {page.name} from {json_file.name} after {run.seconds:.0f} s")
 
 
-def measure_throughput(server: ReloadServer, *, rounds: int, seconds: int) -> Iterator[Pair]:
-    """Put the server under load in turn without and with a split; which comes first changes with every round."""
+def measure_throughput(server: ReloadServer, *, rounds: int) -> Iterator[Pair]:
+    """Put two families of one server under load in turn, which differ in nothing but that one of them has a split.
+
+    The machine's speed changes within seconds, so loads are short and each round has both; which comes first changes.
+    """
     with tempfile.TemporaryDirectory() as folder:
         body = Path(folder, "body.json")
         body.write_bytes(BODY)
-        request = Request(server.url, body)
-        with rolled_out(server, {"strategy": "ab", "steps": [{"weight": SPLIT_PERCENT}]}):
-            put_under_load(request, connections=CONNECTIONS[0], seconds=2)
-        for round_ in range(rounds):
-            for connections in CONNECTIONS:
-                loads = {}
-                for is_split in (True, False) if round_ % 2 else (False, True):
-                    if is_split:
-                        with rolled_out(server, {"strategy": "ab", "steps": [{"weight": SPLIT_PERCENT}]}):
-                            loads[True] = _measured(request, connections, seconds)
-                    else:
-                        loads[False] = _measured(request, connections, seconds)
-                pair = Pair(weight=SPLIT_PERCENT, connections=connections, without=loads[False], split=loads[True])
-                console.print(
-                    f"{connections} connections: {pair.without.good_per_s:,.0f}/s without, "
-                    f"{pair.split.good_per_s:,.0f}/s with a split"
-                )
-                yield pair
+        requests = {False: Request(server.url, body), True: Request(server.url.replace(FAMILY, TWIN), body)}
+        with rolled_out(server, {"strategy": "ab", "steps": [{"weight": SPLIT_PERCENT}]}, family=TWIN):
+            for request in requests.values():
+                put_under_load(request, connections=CONNECTIONS[0], seconds=WARM_S)
+            for round_ in range(rounds):
+                for connections in CONNECTIONS:
+                    order = (True, False) if round_ % 2 else (False, True)
+                    loads = {
+                        is_split: put_under_load(requests[is_split], connections=connections, seconds=LOAD_S)
+                        for is_split in order
+                    }
+                    pair = Pair(weight=SPLIT_PERCENT, connections=connections, without=loads[False], split=loads[True])
+                    console.print(
+                        f"{connections} connections: {pair.without.good_per_s:,.0f}/s without, "
+                        f"{pair.split.good_per_s:,.0f}/s with a split"
+                    )
+                    yield pair
 
 
-def _measured(request: Request, connections: int, seconds: int) -> Load:
-    put_under_load(request, connections=connections, seconds=WARM_S)
-    return put_under_load(request, connections=connections, seconds=seconds)
+@contextmanager
+def twins(directory: Path) -> Iterator[ReloadServer]:
+    """Start a server that has the same forest twice, as two families; of the second, two versions."""
+    afresh(directory)
+    models = directory / "state" / "models"
+    for family in (FAMILY, TWIN):
+        write_iris(models / family, "v1", current=True, family=family)
+        write_iris(models / family, CANDIDATE, family=family)
+    config = layout()
+    families = config["applications"][0]["args"]["families"]
+    del families["forecaster"]
+    families[TWIN] = {**families[FAMILY], "source": {"root": f"models/{TWIN}"}}
+    with (
+        started(directory, config) as instance,
+        httpx.Client(base_url=instance.address, trust_env=False, timeout=ANSWER_WITHIN_S) as http,
+    ):
+        yield ReloadServer(instance, http)
 
 
 def measure_keys(server: ReloadServer, *, n_keys: int) -> Iterator[Share]:
@@ -114,33 +139,33 @@ def measure_keys(server: ReloadServer, *, n_keys: int) -> Iterator[Share]:
 
 
 @contextmanager
-def rolled_out(server: ReloadServer, plan: dict[str, Any]) -> Iterator[None]:
+def rolled_out(server: ReloadServer, plan: dict[str, Any], family: str = FAMILY) -> Iterator[None]:
     """Have the candidate roll out by a plan without an analysis, and abort that at the end."""
-    body = {"family": FAMILY, "version": CANDIDATE, "plan": {"analysis": None, "deadline_s": 86_400, **plan}}
+    body = {"family": family, "version": CANDIDATE, "plan": {"analysis": None, "deadline_s": 86_400, **plan}}
     answer = server.http.post("/admin/rollouts", json=body, headers=server.admin)
     if not answer.is_success:
         raise ServerFailedError(f"a rollout was refused: {answer.text}")
-    _await(lambda: told(server).get("weight", 0) > 0, "the candidate's first share")
+    _await(lambda: told(server, family).get("weight", 0) > 0, "the candidate's first share")
     try:
         yield
     finally:
-        command(server, "abort")
-        _await(lambda: told(server)["state"]["phase"] in OVER, "the end of the rollout")
+        command(server, "abort", family)
+        _await(lambda: told(server, family)["state"]["phase"] in OVER, "the end of the rollout")
 
 
-def told(server: ReloadServer) -> dict[str, Any]:
-    """Return what is told of the family's rollout."""
-    answer: dict[str, Any] = server.http.get(f"/admin/rollouts/{FAMILY}", headers=server.admin).json()
+def told(server: ReloadServer, family: str = FAMILY) -> dict[str, Any]:
+    """Return what is told of a family's rollout."""
+    answer: dict[str, Any] = server.http.get(f"/admin/rollouts/{family}", headers=server.admin).json()
     return answer
 
 
-def command(server: ReloadServer, name: str) -> None:
+def command(server: ReloadServer, name: str, family: str = FAMILY) -> None:
     """Command the rollout.
 
     Raises:
         ServerFailedError: It was refused.
     """
-    answer = server.http.post(f"/admin/rollouts/{FAMILY}/{name}", headers=server.admin)
+    answer = server.http.post(f"/admin/rollouts/{family}/{name}", headers=server.admin)
     if not answer.is_success:
         raise ServerFailedError(f"{name} was refused: {answer.text}")
 

@@ -96,10 +96,11 @@ def rendered(run: SplitsRun) -> str:
         "",
         "## Throughput with a split on",
         "",
-        "The main benchmark's request against one server, in turn without a split and with one; the key is in no "
-        "header, so each request is assigned by weight. Medians over the rounds, and of the ratio the quartiles.",
+        "The main benchmark's request against one server that has the same forest as two families, one of them with a "
+        "split: two seconds of load on one, two on the other, which comes first in turn. The key is in no header, so "
+        "each request is assigned by weight. Medians over the rounds, and of the ratio the quartiles.",
         "",
-        "| split | connections | rounds | without, requests/s | with, requests/s | with / without | quartiles | not answered |",
+        "| split | connections | rounds | without, 1/s | with, 1/s | with / without | quartiles | not answered |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
         *_pair_rows(run.pairs),
         "",
