@@ -79,13 +79,7 @@ class Gateway:
             clock=clock,
         )
         self._clients = _clients(pools, limits)
-        self._router = RequestRouter(
-            tuple(config.families), default_family=config.default_family_name, clients=self._clients,
-            limits=BatchLimits(
-                limits.max_batch_rows, limits.max_batch_bytes, limits.max_queued_requests, limits.request_timeout_s
-            ),
-            on_batch=self._metrics.observe_batch,
-        )  # fmt: skip
+        self._router = _router(config, self._clients, self._metrics)
         self._stores = stores
         trained = HandleTrainedEntities(pools)
         self._forecasters = {
@@ -116,6 +110,10 @@ class Gateway:
             stores={family: forecaster.store for family, forecaster in self._forecasters.items()},
         )  # fmt: skip
         self._required = frozenset(name for name, family in config.families.items() if family.required)
+        await self._begin()
+
+    async def _begin(self) -> None:
+        """Take up the routes, go on following them, and open the door for requests."""
         table = await self._ask_table() or await asyncio.to_thread(self._last_known.read, RoutingTable)
         if table is not None:
             await self.follow(table)
@@ -227,6 +225,17 @@ class Gateway:
         """Fail when the task that follows the replicas has ended, which nothing but a defect can cause."""
         if self._following.done():
             raise RuntimeError(f"the following task of the gateway ended: {self._following}")
+
+
+def _router(config: AppConfig, clients: dict[tuple[str, str], PoolClient], metrics: GatewayMetrics) -> RequestRouter:
+    limits = config.limits
+    return RequestRouter(
+        tuple(config.families), default_family=config.default_family_name, clients=clients,
+        limits=BatchLimits(
+            limits.max_batch_rows, limits.max_batch_bytes, limits.max_queued_requests, limits.request_timeout_s
+        ),
+        on_batch=metrics.observe_batch,
+    )  # fmt: skip
 
 
 def _clients(pools: PoolHandles, limits: LimitsConfig) -> dict[tuple[str, str], PoolClient]:

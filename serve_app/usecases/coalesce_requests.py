@@ -183,7 +183,10 @@ class Coalescer:
         self._batches_out.add(batch)
         if self._on_batch is not None:
             self._on_batch(len(rows))
-        self._client.call(self._version, rows, partial(self._done, batch))
+        try:
+            self._client.call(self._version, rows, partial(self._done, batch))
+        except Exception as error:  # whatever it is, it is told to whoever waits
+            self._done(batch, error)
 
     def _done(self, batch: _Batch, outcome: NDArray[Any] | Exception) -> None:
         self._batches_out.discard(batch)

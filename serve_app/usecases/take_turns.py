@@ -62,13 +62,21 @@ class Turns:
         self._is_due = False
         capacity = max(self._capacity(), 1)
         while self._waiting and self._n_out < capacity:
-            turn = Turn()
-            have_gone = [waiting.go(turn) for waiting in self._waiting]
-            for waiting in [waiting for waiting in self._waiting if not waiting.queued]:
-                del self._waiting[waiting]
-            if not any(have_gone):
+            if not self._take():
                 return
-            self._n_out += 1
+
+    def _take(self) -> bool:
+        """Take one turn; say whether a batch has gone out. What one cannot send is no reason to send no other."""
+        turn, has_gone = Turn(), False
+        for waiting in list(self._waiting):
+            try:
+                has_gone = waiting.go(turn) or has_gone
+            except Exception as error:
+                self._loop.call_exception_handler({"message": "a batch could not be sent", "exception": error})
+            if not waiting.queued:
+                del self._waiting[waiting]
+        self._n_out += has_gone
+        return has_gone
 
     def answered(self, turn: Turn) -> None:
         """Take note that one batch of a turn was answered."""

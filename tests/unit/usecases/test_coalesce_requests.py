@@ -17,6 +17,7 @@ from serve_app.domain.errors import (
     UnknownVersionError,
 )
 from serve_app.usecases.coalesce_requests import BatchLimits, Coalescer
+from serve_app.usecases.ports import Done
 from serve_app.usecases.take_turns import Turns
 from tests.fakes.predict_client import FakePredictClient, row_sums
 
@@ -407,3 +408,31 @@ async def test_an_expired_request_leaves_no_turn_behind() -> None:
     client.release()
     assert (await second).tolist() == [[3.0]]
     assert (stable.is_idle, canary.is_idle) == (True, True)
+
+
+async def test_a_batch_that_cannot_be_sent_holds_back_no_other_version() -> None:
+    class Refusing(FakePredictClient):
+        def call(self, version: str, rows: NDArray[np.float64], done: Done) -> None:
+            if version == "v2":
+                raise ValueError("it cannot be packed")
+            super().call(version, rows, done)
+
+    stable, canary = two_versions(Refusing())
+    lost = [canary.submit([[9.0]]) for _ in range(2)]
+    for i in range(3):
+        assert (await asyncio.wait_for(stable.submit([[float(i)]]), 5)).tolist() == [[float(i)]]
+    for one in lost:
+        with pytest.raises(ValueError, match="it cannot be packed"):
+            await asyncio.wait_for(one, 5)
+    assert canary.is_idle
+
+
+async def test_rows_that_make_no_batch_hold_back_no_other_version() -> None:
+    told: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    stable, canary = two_versions(FakePredictClient())
+    ragged = canary.submit([[9.0], [9.0, 9.0]])
+    for i in range(3):
+        assert (await asyncio.wait_for(stable.submit([[float(i)]]), 5)).tolist() == [[float(i)]]
+    assert [context["message"] for context in told] == ["a batch could not be sent"]
+    ragged.cancel()
