@@ -1,7 +1,7 @@
 """A small HTTP server in a thread that takes what webhooks send; it fails, hangs, goes away and comes back."""
 
-import json
 import contextlib
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
