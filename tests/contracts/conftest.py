@@ -22,8 +22,13 @@ def postgres() -> Iterator[PostgresServer]:
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return _database(request, tmp_path)
+
+
+def _database(request: pytest.FixtureRequest, folder: Path) -> str:
+    """Return the URL of an empty database of the kind that the fixture is asked for."""
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/state/state.db"
+        return f"sqlite:///{folder}/state/state.db"
     server: PostgresServer = request.getfixturevalue("postgres")
     return server.new_database()
 
@@ -35,11 +40,7 @@ def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[
         fake = FakeStateStore()
         yield lambda: fake
         return
-    if request.param == "sqlite":
-        where = f"sqlite:///{tmp_path}/state/state.db"
-    else:
-        server: PostgresServer = request.getfixturevalue("postgres")
-        where = server.new_database()
+    where = _database(request, tmp_path)
     opened: list[SqlStateStore] = []
 
     def open_one() -> StateStore:

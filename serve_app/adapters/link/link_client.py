@@ -121,7 +121,7 @@ class LinkClient(asyncio.Protocol):
         """Send what this turn of the event loop has brought, in one write: each costs as much as a hundred rows."""
         data, self._unsent = self._unsent, []
         if self._transport is not None:
-            self._transport.write(data[0] if len(data) == 1 else b"".join(data))
+            self._transport.write(b"".join(data))
 
 
 def _names(body: memoryview) -> list[str]:

@@ -94,7 +94,7 @@ class _Connection(asyncio.Protocol):
         finally:
             answers, self._unsent = self._unsent, None
             if answers:
-                self._send(answers[0] if len(answers) == 1 else b"".join(answers))
+                self._send(b"".join(answers))
 
     def _greet(self, kind: int, body: memoryview) -> None:
         if kind != Kind.HELLO or not hmac.compare_digest(bytes(body), self._server.secret.encode()):
