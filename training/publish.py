@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from serve_app.adapters.bundle_writer import set_current, write_bundle
 from serve_app.domain.manifest import MANIFEST_NAME, Golden, Manifest
 from serve_app.domain.signature import Signature
-from serve_app.domain.versions import CURRENT, ModelVersion, version_at
+from serve_app.domain.versions import CURRENT, ModelVersion, problem_with_version, version_at
 
 LOADER = "sklearn_targets"
 GOLDEN = Golden(path="golden.json", rtol=1e-9, atol=1e-9)
@@ -93,6 +93,14 @@ def new_version(root: Path, now: datetime) -> str:
             break
         unique = ModelVersion(f"{name}-{number}")
     return unique
+
+
+def problem_with_new_version(root: Path, version: str) -> str | None:
+    """Say why a version cannot be published under `root` by this name, or None."""
+    problem = problem_with_version(version)
+    if problem is None and (root / version).exists():
+        return f"expected a new version, found {root / version}"
+    return problem
 
 
 def is_published(root: Path) -> bool:

@@ -23,11 +23,10 @@ from sklearn.ensemble import ExtraTreesRegressor, RandomForestRegressor
 from sklearn.preprocessing import StandardScaler
 
 from serve_app.domain.errors import ServeAppError
-from serve_app.domain.versions import problem_with_version
 from training.datasets import MAX_GAP_S, RECORDING, DatasetError, Recording, read_recording
 from training.evaluation import Indices, Score, TargetReport, expanding_folds, report, report_table, split_at
 from training.features import HISTORY_S, HORIZON_S, SIGNATURE, TARGETS, Examples, examples_of
-from training.publish import TrainedModels, golden_rows, is_published, publish
+from training.publish import TrainedModels, golden_rows, is_published, problem_with_new_version, publish
 
 Array = NDArray[np.float64]
 Candidates = Mapping[str, Callable[..., Any]]
@@ -206,10 +205,8 @@ def main(
         console.print(f"{out / 'current'} is there already; nothing to train")
         return
     if model_version is not None:
-        problem = problem_with_version(model_version)
-        if problem is None and (out / model_version).exists():
-            problem = f"expected a new version, found {out / model_version}"
-        if problem:
+        problem = problem_with_new_version(out, model_version)
+        if problem is not None:
             raise typer.BadParameter(problem, param_hint="--model-version")
     try:
         began_s = time.monotonic()

@@ -32,12 +32,11 @@ from serve_app.adapters.loaders.tft.torch_loader import CONFIG, SERVERS, WEIGHTS
 from serve_app.adapters.loaders.tft.weights import weights_bytes
 from serve_app.domain.errors import ServeAppError
 from serve_app.domain.manifest import Golden, Manifest
-from serve_app.domain.versions import problem_with_version
 from serve_app.usecases.window_rows import pack_rows
 from training.fit_tft import Epoch, Fitted, Plan, Split, Windows, fit
 from training.fleet_data import STEP_S, Fleet, read_fleet
 from training.fleet_simulator import recorded_shocks, simulate
-from training.publish import is_published
+from training.publish import is_published, problem_with_new_version
 from training.quality_report import quality_document, write_quality
 from training.read_archive import read_archive
 from training.tft_report import TftReport, judge, report_table
@@ -226,10 +225,8 @@ def _check_names(out: Path, model_version: str | None, csv_path: Path | None, ob
         typer.BadParameter: One of them is wrong; the message says how.
     """
     if model_version is not None:
-        problem = problem_with_version(model_version)
-        if problem is None and (out / model_version).exists():
-            problem = f"expected a new version, found {out / model_version}"
-        if problem:
+        problem = problem_with_new_version(out, model_version)
+        if problem is not None:
             raise typer.BadParameter(problem, param_hint="--model-version")
     if csv_path is not None and observations is not None:
         raise typer.BadParameter("expected --csv or --observations, got both", param_hint="--observations")
