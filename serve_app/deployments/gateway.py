@@ -1,6 +1,7 @@
 """Gateway: takes HTTP, holds the routes, and follows what the model replicas report."""
 
 import asyncio
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,6 +46,10 @@ from serve_app.usecases.predict_windows import WindowForecaster
 from serve_app.usecases.route_request import RequestRouter, Target
 
 log = structlog.get_logger(__name__)
+
+FIRST_ROUTES_S = 30.0
+"""How long a gateway that knows no route waits for some before it takes traffic."""
+FIRST_LOOK_PAUSE_S = 0.2
 
 PoolHandles = dict[str, dict[str, DeploymentHandle[Any]]]
 """Handles by family and pool."""
@@ -110,13 +115,15 @@ class Gateway:
             stores={family: forecaster.store for family, forecaster in self._forecasters.items()},
         )  # fmt: skip
         self._required = frozenset(name for name, family in config.families.items() if family.required)
+        self._longest_load_s = max(family.load_timeout_s for family in config.families.values())
         await self._begin()
 
     async def _begin(self) -> None:
-        """Take up the routes, go on following them, and open the door for requests."""
+        """Take up the routes, wait for models, go on following, and open the door for requests."""
         table = await self._ask_table() or await asyncio.to_thread(self._last_known.read, RoutingTable)
         if table is not None:
             await self.follow(table)
+        await self._await_models()
         self._following = asyncio.create_task(self._follow_forever())
         if self._labels is not None:
             self._remembering = asyncio.create_task(self._labels.memory.run())
@@ -139,17 +146,32 @@ class Gateway:
         )
         return front_door.without_request_id(api)
 
+    async def _await_models(self) -> None:
+        """Look until every required family can answer or says why not: a gateway that is ready is led clients to."""
+        begun_s = time.monotonic()
+        while missing := self._router.awaiting_first(self._required):
+            longest_s = FIRST_ROUTES_S + (self._longest_load_s if self._router.table.routes else 0)
+            if time.monotonic() - begun_s >= longest_s:
+                log.warning("no model yet", families=missing, waited_s=longest_s)
+                return
+            await asyncio.sleep(FIRST_LOOK_PAUSE_S)
+            await self._look()
+
     async def _follow_forever(self) -> None:
         while True:
-            try:
-                await asyncio.gather(
-                    *(self._pull(family, pool) for family, pool in self._clients),
-                    *(forecaster.look() for forecaster in self._forecasters.values()),
-                )
-                await self.follow(await self._ask_table() or self._router.table)
-            except Exception:
-                log.exception("routes not refreshed")
+            await self._look()
             await asyncio.sleep(self._interval_s)
+
+    async def _look(self) -> None:
+        """Ask the replicas what they hold and the Reconciler for the routes, and follow."""
+        try:
+            await asyncio.gather(
+                *(self._pull(family, pool) for family, pool in self._clients),
+                *(forecaster.look() for forecaster in self._forecasters.values()),
+            )
+            await self.follow(await self._ask_table() or self._router.table)
+        except Exception:
+            log.exception("routes not refreshed")
 
     async def _ask_table(self) -> RoutingTable | None:
         """Ask the Reconciler for the table; None while it is away."""

@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -166,6 +166,19 @@ class RequestRouter:
         """Return the registry's word for what answers (`champion`, `Production`), or None: it is none of its choice."""
         route, source = self._table.routes.get(family), self._table.sources.get(family)
         return source.selector if route is not None and route.follows and source is not None else None
+
+    def awaiting_first(self, families: Collection[str]) -> list[str]:
+        """Return those that may have their first answer soon: they have no model, and nothing says why not.
+
+        Where a version is routed to, it is only the replicas that can say why they have not got it.
+        """
+        return sorted(
+            name
+            for name in families
+            if name not in self._targets
+            and not any(status.last_error for status in self.statuses(name))
+            and (name in self._table.routes or name not in self._table.troubles)
+        )
 
     def last_error(self, family: str) -> str | None:
         """Return why the family has not what it should follow and what last went wrong on its replicas, or None."""

@@ -91,6 +91,23 @@ async def test_family_without_a_model_says_why(routed: Routed) -> None:
         routed.router.target(FAMILY)
 
 
+async def test_first_model_is_awaited_until_it_is_there_or_something_says_why_not(routed: Routed) -> None:
+    assert routed.router.awaiting_first({FAMILY}) == [FAMILY]
+    assert routed.router.awaiting_first(()) == []
+    troubled = RoutingTable(troubles={FAMILY: "the source is away"})
+    routed.router.follow(troubled)
+    assert routed.router.awaiting_first({FAMILY}) == [], "nothing to answer with, and the control plane says why"
+    routed.router.follow(table(1, "v1").model_copy(update={"troubles": troubled.troubles}))
+    assert routed.router.awaiting_first({FAMILY}) == [FAMILY], "a version to answer is known, only replicas may lack it"
+    routed.observe(last_error="v1: wrong digest")
+    assert routed.router.awaiting_first({FAMILY}) == []
+    routed.observe()
+    assert routed.router.awaiting_first({FAMILY}) == [FAMILY]
+    routed.observe("v1")
+    routed.router.follow(table(1, "v1"))
+    assert routed.router.awaiting_first({FAMILY}) == []
+
+
 async def test_unknown_family_is_told_with_the_nearest(routed: Routed) -> None:
     with pytest.raises(UnknownFamilyError, match="did you mean 'iris'"):
         routed.router.target("irsi")
