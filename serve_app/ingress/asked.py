@@ -10,10 +10,11 @@ from urllib.parse import parse_qs
 from serve_app.ingress import invocations, open_inference, tensorflow_rest
 from serve_app.ingress.dialect import Dialect
 from serve_app.ingress.open_inference_bodies import infer_dialect
-from serve_app.ingress.targeting import Placed, RawHeaders
+from serve_app.ingress.targeting import RawHeaders
 from serve_app.ingress.tensorflow_rest import predict_dialect
 from serve_app.ingress.wire import PREDICT
 from serve_app.usecases.mirror_requests import Copied
+from serve_app.usecases.split_requests import Placed
 
 Scope = MutableMapping[str, Any]
 

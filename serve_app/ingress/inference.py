@@ -167,7 +167,10 @@ class Inference:
             if asked.is_named:
                 target = await self._named(asked)
             elif self._router.splits:
-                target = self._place(asked, body)
+                asked.placed = self._targeting.place(
+                    asked.family, asked.forced_version, asked.headers, body, dialect.entity
+                )
+                target = asked.placed.target
             else:
                 target = self._router.target(asked.family, asked.forced_version)
             rows = dialect.read(body, asked.content_type, target, self._limits.max_rows)
@@ -203,20 +206,18 @@ class Inference:
                 target.tally.count(200, seconds)
             if placed.cookie is not None:
                 headers.append(placed.cookie)
-            if (route := placed.copies_to) is not None and target is placed.target:
+            if (
+                (route := placed.copies_to) is not None
+                and target is placed.target
+                and self._mirror is not None
+                and self._mirror.has_room(route, target)
+            ):
                 asked.copied = Copied(route, target, rows, outputs, seconds)
         if self._access_log:
             log.info(
                 "predicted", family=target.family, version=target.version, rows=len(rows), seconds=round(seconds, 6)
             )
         return 200, headers, answer
-
-    def _place(self, asked: Asked, body: bytes) -> Target:
-        """Return where a request goes whose family may have a split."""
-        asked.placed = self._targeting.place(
-            asked.family, asked.forced_version, headers=asked.headers, body=body, entity_of=asked.dialect.entity
-        )
-        return asked.placed.target
 
     async def _named(self, asked: Asked) -> Target:
         """Return where a request goes whose query names a model or a version; what is not loaded is waited for.

@@ -1,12 +1,11 @@
 """What a request says of itself to a split: the targeting key, the entity, the sticky cookie, the forced version."""
 
 from collections.abc import Callable, Iterable
-from typing import Final, NamedTuple
+from typing import Final
 
 from serve_app.domain.traffic import ENTITY_FIELD, Assignment, KeySource, Reason, RequestFacts, sticky_cookie
 from serve_app.usecases.route_request import RequestRouter
-from serve_app.usecases.split_requests import SplitRoute
-from serve_app.usecases.target import Target
+from serve_app.usecases.split_requests import Placed, SplitRoute
 
 ENTITY: Final = ENTITY_FIELD
 """The field of a body that may be the targeting key; a split that names another one draws by weight."""
@@ -18,14 +17,6 @@ RawHeaders = Iterable[tuple[bytes, bytes]]
 EntityOf = Callable[[bytes], str | None]
 
 
-class Placed(NamedTuple):
-    """Where a request goes, the cookie that keeps its client there, and the split whose shadow is to get a copy."""
-
-    target: Target
-    cookie: tuple[bytes, bytes] | None = None
-    copies_to: SplitRoute | None = None
-
-
 class _Reader:
     """Reads the facts that one split wants, and no others."""
 
@@ -34,7 +25,6 @@ class _Reader:
         source = None if split.targeting is None else split.targeting.source
         name = "" if split.targeting is None else split.targeting.name
         self.route = route
-        self.reads_nothing = source is None and not split.segments
         self._key_header = name.lower().encode() if source is KeySource.HEADER else None
         self.is_cookie = source is KeySource.COOKIE
         self._is_entity_key = source is KeySource.FIELD and name == ENTITY
@@ -78,21 +68,21 @@ class Targeting:
         self._readers: dict[str, _Reader] = {}
 
     def place(
-        self, family: str, forced_version: str | None, *, headers: RawHeaders, body: bytes, entity_of: EntityOf
+        self, family: str, forced_version: str | None, headers: RawHeaders, body: bytes, entity_of: EntityOf
     ) -> Placed:
         """Choose where a request goes, and count it as evidence. Raises as `RequestRouter.target`."""
-        name = family or self._router.default_family
-        route = self._router.split_of(name)
+        route = self._router.split_of(family)
         if route is None:
             return Placed(self._router.target(family, forced_version))
+        if route.is_keyless and forced_version is None and (drawn := route.draw()) is not None:
+            return drawn
+        name = family or self._router.default_family
         reader = self._readers.get(name)
         if reader is None or reader.route is not route:
             reader = self._readers[name] = _Reader(name, route)
-        facts = NO_FACTS
-        if not reader.reads_nothing or forced_version is not None:
-            facts = reader.facts(headers, forced_version, body, entity_of)
+        facts = reader.facts(headers, forced_version, body, entity_of)
         if facts == NO_FACTS and not reader.is_cookie and (drawn := route.draw()) is not None:
-            return Placed(drawn, None, route if route.has_shadow and route.is_copied(drawn, None) else None)
+            return drawn
         target, assignment = self._router.assign(family, facts)
         if assignment is None:  # no split any more
             return Placed(target)

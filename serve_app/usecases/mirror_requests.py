@@ -1,6 +1,7 @@
 """Copies of answered requests for a version that is looked at: bounded, sampled, and the first to be dropped."""
 
 import asyncio
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol
@@ -102,24 +103,36 @@ class Mirror:
         """Return the bounds of a family's copies."""
         return self._by_family.get(family, self._limits)
 
-    def offer(self, copied: Copied) -> None:
-        """Send a copy if nothing live has to wait for it; returns at once and never raises."""
-        tally = copied.route.tally.shadow
+    def has_room(self, route: SplitRoute, live: Target) -> bool:
+        """Say whether a copy could be sent without that anything live waits for it; if not, it is counted as dropped.
+
+        Called for every request of a family with a shadow; nearly all are dropped at full rate.
+        """
+        tally = route.tally.shadow
         if tally is None:
-            return
-        name = copied.live.family
-        family = self._families.get(name)
+            return False
+        family = self._families.get(live.family)
         if family is None:
-            family = self._families[name] = _Family(self.limits_of(name))
-        if copied.live.coalescer.queued > 0 or len(family.under_way) >= family.limits.at_once:
+            family = self._families[live.family] = _Family(self.limits_of(live.family))
+        if (
+            live.coalescer.queued > 0
+            or len(family.under_way) >= family.limits.at_once
+            or time.monotonic() < family.rests_until_s
+            or (shadow := route.shadow) is None
+            or shadow.coalescer.queued > 0
+        ):
             tally.dropped += 1
+            return False
+        return True
+
+    def offer(self, copied: Copied) -> None:
+        """Send a copy if there still is room for it; returns at once and never raises."""
+        if not self.has_room(copied.route, copied.live):
             return
         shadow = copied.route.shadow
-        loop = asyncio.get_running_loop()
-        if shadow is None or shadow.coalescer.queued > 0 or loop.time() < family.rests_until_s:
-            tally.dropped += 1
-            return
-        task = loop.create_task(self._copy(copied, shadow, family))
+        assert shadow is not None, "there is no room where there is no shadow"
+        family = self._families[copied.live.family]
+        task = asyncio.get_running_loop().create_task(self._copy(copied, shadow, family))
         family.under_way.add(task)
         task.add_done_callback(family.under_way.discard)
 
@@ -131,10 +144,9 @@ class Mirror:
     async def _copy(self, copied: Copied, shadow: Target, family: _Family) -> None:
         tally, copies, limits = copied.route.tally.shadow, copied.route.tally.copies, family.limits
         assert tally is not None, "a copy is offered only where there is a shadow"
-        loop = asyncio.get_running_loop()
-        asked_s = loop.time()
+        asked_s = time.monotonic()
         await asyncio.sleep(0)  # everything that is ready goes first
-        started_s = loop.time()
+        started_s = time.monotonic()
         if started_s - asked_s > limits.max_lag_s or copied.live.coalescer.queued > 0:
             tally.dropped += 1
             return
@@ -143,20 +155,20 @@ class Mirror:
                 async with asyncio.timeout(limits.timeout_s):
                     outputs = await shadow.coalescer.submit(copied.rows)
             finally:
-                rest_s = (loop.time() - started_s) * (1 / limits.busy_share - 1)
-                family.rests_until_s = loop.time() + rest_s
+                rest_s = (time.monotonic() - started_s) * (1 / limits.busy_share - 1)
+                family.rests_until_s = time.monotonic() + rest_s
         except (OverloadedError, UnknownVersionError):
             tally.dropped += 1
             return
         except Exception as error:
             tally.copied += 1
             tally.failed += 1
-            copies.count(500, loop.time() - started_s)
+            copies.count(500, time.monotonic() - started_s)
             log.debug("copy failed", family=shadow.family, version=shadow.version, reason=str(error))
             return
         tally.copied += 1
         tally.live.count(200, copied.seconds)
-        copies.count(200, loop.time() - started_s)
+        copies.count(200, time.monotonic() - started_s)
         pair = Pair(copied.rows, copied.outputs, outputs)
         agrees = count_compared(tally, copies, pair, limits.comparison)
         if self._meter is not None:

@@ -6,7 +6,7 @@ one for everybody who asks.
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Final
+from typing import Final, NamedTuple
 
 from serve_app.domain.exposure import SHADOW
 from serve_app.domain.traffic import (
@@ -35,6 +35,22 @@ Find = Callable[[str, str | None], Target | None]
 """Finds a loaded version on a pool (None: on any); None where no replica holds it."""
 
 
+class Placed(NamedTuple):
+    """Where a request goes, the cookie that keeps its client there, and the split whose shadow is to get a copy."""
+
+    target: Target
+    cookie: tuple[bytes, bytes] | None = None
+    copies_to: "SplitRoute | None" = None
+
+
+class _Drawn(NamedTuple):
+    """What chance leads to: where a request is placed, and where if the shadow's sample leaves it out (None: never)."""
+
+    tally: VariantTally
+    placed: Placed
+    uncopied: Placed | None
+
+
 class SplitRoute:
     """Chooses the target of each request. Lives on one event loop.
 
@@ -52,13 +68,15 @@ class SplitRoute:
         self.tally = tally
         self.compiled = compile_split(split)
         self.has_shadow = split.shadow is not None
+        self.is_keyless = split.targeting is None and not split.segments
+        """True where nothing that a request says of itself matters, but the version that it forces."""
         self._default = split.default
         self._find = find
         self._draw = draw
         self._has_groups = bool(split.groups)
         self._targets: dict[tuple[str, Reason, str], Target] = {}
         self._chosen: dict[RequestFacts, tuple[Target, Assignment]] = {}
-        self._drawn: dict[int, tuple[Target, VariantTally]] = {}
+        self._drawn: dict[int, _Drawn] = {}
         self._shadow: Target | None = None
         tally.default = split.default.name
         if split.shadow is not None and tally.shadow is None:
@@ -71,14 +89,16 @@ class SplitRoute:
         self._drawn.clear()
         self._shadow = None
 
-    def draw(self) -> Target | None:
-        """Return where a request goes that says nothing of itself, and count it; None where `choose` has to find it."""
-        known = self._drawn.get(self.compiled.table[int(self._draw() * N_BUCKETS)])
-        if known is None:
+    def draw(self) -> Placed | None:
+        """Place a request that says nothing of itself, and count it; None where `choose` has to find its target."""
+        drawn = self._drawn.get(self.compiled.table[int(self._draw() * N_BUCKETS)])
+        if drawn is None:
             return None
-        target, tally = known
+        tally, placed, uncopied = drawn
         tally.assigned += 1
-        return target
+        if uncopied is None or self._draw() * N_BUCKETS < self.compiled.shadow_sample:
+            return placed
+        return uncopied
 
     def choose(self, facts: RequestFacts, *, counts: bool = True) -> tuple[Target | None, Assignment]:
         """Return where a request goes and why; no target where neither the variant nor what replaces it is loaded.
@@ -102,7 +122,7 @@ class SplitRoute:
         if reason is _WEIGHT:
             tally.assigned += 1
             if bucket is not None and facts.entity is None:
-                self._drawn[self.compiled.table[bucket]] = target, tally
+                self._drawn[self.compiled.table[bucket]] = self._as_drawn(target, tally)
         else:
             if reason is _HASH and facts.key is not None and self.tally.seen.add(facts.key):
                 tally.assigned += 1  # a cookie was counted when it was drawn
@@ -113,6 +133,11 @@ class SplitRoute:
         if exposed is not None and variant is not self._default:
             self.tally.exposed.add(exposed)
         return target, assignment
+
+    def _as_drawn(self, target: Target, tally: VariantTally) -> _Drawn:
+        sample = self.compiled.shadow_sample if target.variant == self._default.name else 0
+        alone = Placed(target)
+        return _Drawn(tally, Placed(target, None, self) if sample else alone, alone if 0 < sample < N_BUCKETS else None)
 
     def _target(self, assignment: Assignment, group: str) -> Target | None:
         chosen, reason = assignment.variant, assignment.reason

@@ -91,7 +91,7 @@ def with_split(requests: Requests, place: KeyPlace | None) -> Callable[[], None]
 
     def run() -> None:
         for headers, body in requests:
-            targeting.place(FAMILY, None, headers=headers, body=body, entity_of=entity_of)
+            targeting.place(FAMILY, None, headers, body, entity_of)
 
     return run
 

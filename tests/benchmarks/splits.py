@@ -145,7 +145,7 @@ def rolled_out(server: ReloadServer, plan: dict[str, Any], family: str = FAMILY)
     answer = server.http.post("/admin/rollouts", json=body, headers=server.admin)
     if not answer.is_success:
         raise ServerFailedError(f"a rollout was refused: {answer.text}")
-    _await(lambda: told(server, family).get("weight", 0) > 0, "the candidate's first share")
+    _await(lambda: told(server, family)["state"]["phase"] != Phase.PENDING, "the start of the rollout")
     try:
         yield
     finally:

@@ -1,5 +1,5 @@
 from tests.benchmarks.measurements import Machine
-from tests.benchmarks.shadow_report import JSON_FILE, PAGE, Copies, FullRate, HalfRate, ShadowRun, rendered
+from tests.benchmarks.shadow_report import JSON_FILE, PAGE, Copies, FullRate, HalfRate, Idle, ShadowRun, rendered
 from tests.integration.instance import REPOSITORY
 
 SENT = Copies(sent=30, failed=0, dropped=70)
@@ -20,12 +20,14 @@ def test_page_tells_the_ratios_of_the_medians_and_the_copies() -> None:
         machine=machine, seconds=200.0, connections=32, peak_per_s=2000.0, half_per_s=800.0,
         half=(half(10.0), half(12.0), half(30.0)),
         full=(FullRate(without_per_s=2000.0, with_per_s=1900.0, failed=1, copies=SENT),),
+        idle=Idle(without_cores=0.25, with_cores=0.258),
     )  # fmt: skip
     page = rendered(run)
-    assert "of the medians: 1.20 (to reach: at most 1.1)" in page
-    assert "of the medians: 0.95 (to reach: at least 0.95)" in page
+    assert "the median of all rounds: 1.20 (to reach: at most 1.1)" in page
+    assert "the median of all rounds: 0.95 (to reach: at least 0.95)" in page
     assert "Without a shadow the p99 was 10.0 to 10.0 ms, from round to round." in page
     assert "| median | 2.00 | 2.00 | 10.00 | 12.00 | 1.20 | 30 % | 0 |" in page
+    assert "use 0.258 cores with it and 0.250 without" in page
     assert "| 1 | 2,000 | 1,900 | 0.95 | 30 % | 1 |" in page
 
 
