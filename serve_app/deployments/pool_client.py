@@ -17,6 +17,7 @@ from serve_app.usecases.ports import Done
 
 STATUS_TIMEOUT_S: Final = 5.0
 CONNECT_TIMEOUT_S: Final = 2.0
+Outcome = NDArray[Any] | Exception
 log = structlog.get_logger(__name__)
 
 
@@ -34,6 +35,9 @@ class PoolClient:
         self._links: dict[str, LinkClient] = {}
         self._versions: dict[str, set[str]] = {}
         self._loop = asyncio.get_running_loop()
+        self._out: dict[_Call, None] = {}
+        """Calls over links that were not answered yet, the oldest first."""
+        self._expiry: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -47,22 +51,38 @@ class PoolClient:
         if link is None:
             self._call_by_handle(version, rows, done)
             return
-        once = _Once(done)
-        once.timer = self._loop.call_later(
-            self._timeout_s, once, UnavailableError(f"no answer within {self._timeout_s:g} s")
-        )
-
-        def finish(outcome: NDArray[Any] | Exception) -> None:
-            if isinstance(outcome, UnknownVersionError):
-                self._versions.get(name, set()).discard(version)
-            elif isinstance(outcome, LinkError):
-                self._drop(name, link)
-            once(outcome)
-
+        call = _Call(self, name, link, version, done, self._loop.time() + self._timeout_s)
+        self._out[call] = None
+        if self._expiry is None:
+            self._expiry = self._loop.call_at(call.due_s, self._expire)
         try:
-            link.call(version, rows, finish)
+            link.call(version, rows, call)
         except LinkError as error:
-            self._loop.call_soon(finish, error)
+            self._loop.call_soon(call, error)
+
+    def ended(self, call: "_Call", outcome: Outcome) -> None:
+        """Take note of the end of a call, and of what it says of its replica; again where an answer comes late."""
+        self._out.pop(call, None)
+        if isinstance(outcome, UnknownVersionError):
+            self._versions.get(call.name, set()).discard(call.version)
+        elif isinstance(outcome, LinkError):
+            self._drop(call.name, call.link)
+
+    def _expire(self) -> None:
+        """End the calls whose time is up, and wake up again for the oldest of the others.
+
+        One timer for all, for a timer costs as much as the rest of a call.
+        """
+        self._expiry = None
+        now_s = self._loop.time()
+        try:
+            for call in list(self._out):
+                if call.due_s > now_s:
+                    break
+                call(UnavailableError(f"no answer within {self._timeout_s:g} s"))
+        finally:
+            if self._out:
+                self._expiry = self._loop.call_at(next(iter(self._out)).due_s, self._expire)
 
     def _pick(self, version: str) -> tuple[str, LinkClient | None]:
         best: tuple[str, LinkClient | None] = ("", None)
@@ -135,19 +155,22 @@ class PoolClient:
         link.close()
 
 
-class _Once:
-    """Passes on the first outcome and cancels the timer that would bring another."""
+class _Call:
+    """One call over a link, to be told its outcome; passes on the first, which may be that its time is up."""
 
-    __slots__ = ("_done", "timer")
+    __slots__ = ("_client", "_done", "due_s", "link", "name", "version")
 
-    def __init__(self, done: Done) -> None:
+    def __init__(self, client: PoolClient, name: str, link: LinkClient, version: str, done: Done, due_s: float) -> None:
+        self._client = client
+        self.name = name
+        self.link = link
+        self.version = version
         self._done: Done | None = done
-        self.timer: asyncio.TimerHandle | None = None
+        self.due_s = due_s
 
-    def __call__(self, outcome: NDArray[Any] | Exception) -> None:
+    def __call__(self, outcome: Outcome) -> None:
         done, self._done = self._done, None
-        if self.timer is not None:
-            self.timer.cancel()
+        self._client.ended(self, outcome)
         if done is not None:
             done(outcome)
 
