@@ -295,10 +295,15 @@ def assign(split: CompiledSplit, facts: RequestFacts, *, draw: float) -> Assignm
     if facts.cookie is not None and (kept := _kept_bucket(split, facts.cookie)) is not None:
         return Assignment(split.variants[split.table[kept]], _COOKIE, kept)
     if key is not None:
-        bucket = _bucket(split.bucket_hash, key)
+        bucket = bucket_of(split, key)
         return Assignment(split.variants[split.table[bucket]], _HASH, bucket)
     bucket = int(draw * N_BUCKETS)
     return Assignment(split.variants[split.table[bucket]], _WEIGHT, bucket)
+
+
+def bucket_of(split: CompiledSplit, key: str) -> int:
+    """Return the bucket, 0 to 9,999, that a targeting key falls into: by a hash with the salt of the split."""
+    return _bucket(split.bucket_hash, key)
 
 
 def shadow_sampled(split: CompiledSplit, key: str | None, *, draw: float) -> bool:

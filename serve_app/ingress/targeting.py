@@ -83,6 +83,10 @@ class Targeting:
         facts = reader.facts(headers, forced_version, body, entity_of)
         if facts == NO_FACTS and not reader.is_cookie and (drawn := route.draw()) is not None:
             return drawn
+        if facts.cookie is None and facts.forced_version is None and facts.key is not None:
+            hashed = route.by_key(facts.key)
+            if hashed is not None:
+                return hashed
         target, assignment = self._router.assign(family, facts)
         if assignment is None:  # no split any more
             return Placed(target)

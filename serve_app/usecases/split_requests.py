@@ -15,7 +15,9 @@ from serve_app.domain.traffic import (
     Reason,
     RequestFacts,
     Split,
+    Variant,
     assign,
+    bucket_of,
     compile_split,
     fallbacks,
     group_of,
@@ -43,9 +45,13 @@ class Placed(NamedTuple):
     copies_to: "SplitRoute | None" = None
 
 
-class _Drawn(NamedTuple):
-    """What chance leads to: where a request is placed, and where if the shadow's sample leaves it out (None: never)."""
+class _Owner(NamedTuple):
+    """What the owner of a bucket means for a request: where it is placed, and where without a copy for the shadow.
 
+    `uncopied` is None where the shadow gets all of its requests or none.
+    """
+
+    variant: Variant
     tally: VariantTally
     placed: Placed
     uncopied: Placed | None
@@ -76,7 +82,11 @@ class SplitRoute:
         self._has_groups = bool(split.groups)
         self._targets: dict[tuple[str, Reason, str], Target] = {}
         self._chosen: dict[RequestFacts, tuple[Target, Assignment]] = {}
-        self._drawn: dict[int, _Drawn] = {}
+        self._is_plain = not split.segments and not split.groups
+        self._keyed: dict[str, Placed] = {}
+        self._drawn: dict[int, _Owner] = {}
+        self._hashed: dict[int, _Owner] = {}
+        """By the index of a variant: what `draw` and `by_key` find once `choose` has been there."""
         self._shadow: Target | None = None
         tally.default = split.default.name
         if split.shadow is not None and tally.shadow is None:
@@ -86,19 +96,43 @@ class SplitRoute:
         """Find all targets anew: other versions are loaded, or the table is another one."""
         self._targets.clear()
         self._chosen.clear()
+        self._keyed.clear()
         self._drawn.clear()
+        self._hashed.clear()
         self._shadow = None
 
     def draw(self) -> Placed | None:
         """Place a request that says nothing of itself, and count it; None where `choose` has to find its target."""
-        drawn = self._drawn.get(self.compiled.table[int(self._draw() * N_BUCKETS)])
-        if drawn is None:
+        owner = self._drawn.get(self.compiled.table[int(self._draw() * N_BUCKETS)])
+        if owner is None:
             return None
-        tally, placed, uncopied = drawn
+        _, tally, placed, uncopied = owner
         tally.assigned += 1
         if uncopied is None or self._draw() * N_BUCKETS < self.compiled.shadow_sample:
             return placed
         return uncopied
+
+    def by_key(self, key: str) -> Placed | None:
+        """Place a request of which nothing but its key matters, and count the key; None as with `draw`."""
+        known = self._keyed.get(key)
+        if known is not None:  # nothing new to count either
+            return known
+        if (
+            not self._is_plain
+            or (owner := self._hashed.get(self.compiled.table[bucket_of(self.compiled, key)])) is None
+        ):
+            return None
+        variant, tally, placed, uncopied = owner
+        if self.tally.seen.add(key):
+            tally.assigned += 1
+        if variant is not self._default:
+            self.tally.exposed.add(key)
+        if uncopied is not None and not shadow_sampled(self.compiled, key, draw=0.0):
+            placed = uncopied
+        if len(self._keyed) >= MAX_CHOSEN:
+            self._keyed.clear()
+        self._keyed[key] = placed
+        return placed
 
     def choose(self, facts: RequestFacts, *, counts: bool = True) -> tuple[Target | None, Assignment]:
         """Return where a request goes and why; no target where neither the variant nor what replaces it is loaded.
@@ -122,8 +156,10 @@ class SplitRoute:
         if reason is _WEIGHT:
             tally.assigned += 1
             if bucket is not None and facts.entity is None:
-                self._drawn[self.compiled.table[bucket]] = self._as_drawn(target, tally)
+                self._drawn[self.compiled.table[bucket]] = self._owner(variant, target, tally)
         else:
+            if reason is _HASH and bucket is not None:
+                self._hashed[self.compiled.table[bucket]] = self._owner(variant, target, tally)
             if reason is _HASH and facts.key is not None and self.tally.seen.add(facts.key):
                 tally.assigned += 1  # a cookie was counted when it was drawn
             if len(self._chosen) >= MAX_CHOSEN:
@@ -134,10 +170,11 @@ class SplitRoute:
             self.tally.exposed.add(exposed)
         return target, assignment
 
-    def _as_drawn(self, target: Target, tally: VariantTally) -> _Drawn:
-        sample = self.compiled.shadow_sample if target.variant == self._default.name else 0
+    def _owner(self, variant: Variant, target: Target, tally: VariantTally) -> _Owner:
+        sample = self.compiled.shadow_sample if variant is self._default else 0
         alone = Placed(target)
-        return _Drawn(tally, Placed(target, None, self) if sample else alone, alone if 0 < sample < N_BUCKETS else None)
+        placed = Placed(target, None, self) if sample else alone
+        return _Owner(variant, tally, placed, alone if 0 < sample < N_BUCKETS else None)
 
     def _target(self, assignment: Assignment, group: str) -> Target | None:
         chosen, reason = assignment.variant, assignment.reason

@@ -22,11 +22,11 @@ WAIT_S = 5.0
 class Pool:
     """Replicas with a link each, the handle to them, and the client under test."""
 
-    def __init__(self, *replicas: LinkedReplica) -> None:
+    def __init__(self, *replicas: LinkedReplica, timeout_s: float = WAIT_S) -> None:
         self.replicas = list(replicas)
         self.handle = FakeHandle(*replicas)
         self.client = PoolClient(
-            cast(Any, self.handle), family="forecaster", max_inflight=2, timeout_s=WAIT_S, max_batch_bytes=1 << 16
+            cast(Any, self.handle), family="forecaster", max_inflight=2, timeout_s=timeout_s, max_batch_bytes=1 << 16
         )
 
     async def ask(self, version: str = "v1") -> NDArray[Any] | Exception:
@@ -120,6 +120,29 @@ async def test_pool_that_cannot_be_reached_reports_nothing_and_keeps_its_links(p
     pool.handle.error = RuntimeError("no controller")
     assert await pool.client.pull() == []
     assert isinstance(await pool.ask(), np.ndarray)
+
+
+async def test_each_call_that_hangs_ends_at_its_own_deadline_and_an_answer_that_comes_later_is_ignored() -> None:
+    released = asyncio.Event()
+
+    async def held(rows: NDArray[np.float64]) -> NDArray[Any]:
+        await released.wait()
+        return row_sums(rows)
+
+    replica = await LinkedReplica({"slow": held, "v1": row_sums}).listen()
+    pool = Pool(replica, timeout_s=0.2)
+    await pool.client.pull()
+    for _ in range(2):  # with the second the timer has run out once
+        started_s = asyncio.get_running_loop().time()
+        hanging, quick = await asyncio.gather(pool.ask("slow"), pool.ask("v1"))
+        assert isinstance(quick, np.ndarray)
+        assert isinstance(hanging, UnavailableError)
+        assert str(hanging) == "no answer within 0.2 s"
+        assert asyncio.get_running_loop().time() - started_s >= 0.19
+    released.set()
+    assert isinstance(await pool.ask("slow"), np.ndarray)
+    assert pool.client.capacity == 2
+    await pool.stop(replica)
 
 
 async def test_wrong_secret_in_a_report_fails_no_later_call_over_the_handle() -> None:

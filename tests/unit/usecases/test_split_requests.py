@@ -220,6 +220,43 @@ async def test_same_key_is_counted_once_even_where_a_weight_has_moved_it() -> No
     assert shared.router.evidence("g1").exposures[FAMILY]["salt-1"].entities == 1
 
 
+@pytest.mark.parametrize("sample", [0, 3000, N_BUCKETS])
+async def test_short_way_of_keys_and_of_chance_places_and_counts_as_the_long_one(sample: int) -> None:
+    split = canary_split(3000).model_copy(update={"shadow": Shadow(version="v2", sample=sample)})
+    by_hand, short = Shared(split), Shared(split)
+    route = short.router.splits[FAMILY]
+    for key in [f"user-{i % 300}" for i in range(900)]:
+        target = by_hand.to(key)
+        is_copied = by_hand.router.splits[FAMILY].is_copied(target, key)
+        placed = route.by_key(key)
+        if placed is None:  # its owner is met for the first time
+            short.to(key)
+            continue
+        assert (placed.target.variant, placed.target.reason) == (target.variant, "hash")
+        assert (placed.copies_to is route) is is_copied
+    evidence = [shared.router.evidence("g1") for shared in (by_hand, short)]
+    assert evidence[0] == evidence[1]
+    n_copied = drawn = 0
+    for _ in range(N_KEYS):
+        placed = route.draw()
+        if placed is None:
+            short.to()
+        elif placed.target.variant == "stable":
+            drawn += 1
+            n_copied += placed.copies_to is not None
+    assert within_binomial_bounds(drawn, N_KEYS, 0.7)
+    assert within_binomial_bounds(n_copied, drawn, sample / N_BUCKETS)
+    told = [short.measured(variant).assigned for variant in ("stable", "canary")]
+    assert sum(told) == N_KEYS + sum(by_hand.measured(variant).assigned for variant in ("stable", "canary"))
+
+
+async def test_groups_leave_no_short_way() -> None:
+    split = canary_split(3000).model_copy(update={"groups": (Group(name="vip", entities=("ann",)),)})
+    shared = Shared(split)
+    shared.to("ann")
+    assert shared.router.splits[FAMILY].by_key("ann") is None
+
+
 async def test_who_only_asks_is_not_counted() -> None:
     shared = Shared(canary_split(N_BUCKETS))
     target, assignment = shared.router.assign(FAMILY, RequestFacts(key="ann"), counts=False)
