@@ -162,6 +162,13 @@ class SecurityConfig(_Part):
     open_admin: Annotated[
         bool, Field(description="admin routes without a token: anybody may change models; closed unless asked for")
     ] = False
+    closed_ingest: Annotated[
+        bool,
+        Field(
+            description="observations and labels need a token with the scope ingest; "
+            "open: whoever may predict may send them, and has a say in what rollouts decide by labels"
+        ),
+    ] = False
     token_file: Annotated[
         str, Field(min_length=1, description="admin tokens; relative: under state_dir, where `serve-app up` writes one")
     ] = "admin-token"  # noqa: S105  # a file's name

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import structlog
+from fastapi import APIRouter
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
@@ -24,7 +25,7 @@ from serve_app.deployments import front_door
 from serve_app.deployments.event_wiring import make_feed
 from serve_app.deployments.explain_client import HandleExplainClient
 from serve_app.deployments.handles import HandleControlPlane, ask_all
-from serve_app.deployments.label_wiring import make_labels
+from serve_app.deployments.label_wiring import Labels, make_labels
 from serve_app.deployments.pool_client import PoolClient
 from serve_app.deployments.record_wiring import make_mirror, make_recorder
 from serve_app.deployments.window_handles import HandleTrainedEntities, HandleWindows
@@ -142,7 +143,7 @@ class Gateway:
             hooks=self._hooks,
             temporal=self._temporal,
             explanations=self._explanations,
-            feedback=feedback_router(self._labels.joiner, self._labels.limits) if self._labels is not None else None,
+            feedback=_feedback(self._labels, self._admin),
         )
         return front_door.without_request_id(api)
 
@@ -279,6 +280,11 @@ def _windows(config: AppConfig, stores: Mapping[str, DeploymentHandle[Any]]) -> 
         for family, handle in stores.items()
         if (settings := config.windows(family)) is not None
     }
+
+
+def _feedback(labels: Labels | None, admin: Admin) -> APIRouter | None:
+    """Build the route of labels; None where no family takes any."""
+    return None if labels is None else feedback_router(labels.joiner, labels.limits, admin.of_ingest)
 
 
 def _explainer(clients: Mapping[tuple[str, str], PoolClient], limits: LimitsConfig) -> ExplainPrediction:

@@ -1,4 +1,4 @@
-"""Who may do what on the admin routes: scopes, tokens, the format of the token file, and the cost of a wrong guess."""
+"""Who may do what on guarded routes: scopes, tokens, the format of the token file, and the cost of a wrong guess."""
 
 import hashlib
 import hmac
@@ -13,14 +13,21 @@ from serve_app.domain.errors import ServeAppError
 
 
 class Scope(StrEnum):
-    """What a token allows; each scope includes those above it."""
+    """What a token allows: `rollout` includes `reload`, and that `read`; `ingest` stands by itself.
+
+    Whoever sends observations and labels has a say in what rollouts decide, and needs nothing else.
+    """
 
     READ = "read"
     RELOAD = "reload"
     ROLLOUT = "rollout"
+    INGEST = "ingest"
 
 
-_INCLUDED: Final = {scope: frozenset(list(Scope)[: i + 1]) for i, scope in enumerate(Scope)}
+_RISING: Final = (Scope.READ, Scope.RELOAD, Scope.ROLLOUT)
+_INCLUDED: Final = {scope: frozenset(_RISING[: i + 1]) for i, scope in enumerate(_RISING)} | {
+    Scope.INGEST: frozenset({Scope.INGEST})
+}
 MIN_TOKEN_CHARACTERS: Final = 16
 MAX_TOKEN_CHARACTERS: Final = 512
 BARE_NAME: Final = "admin"

@@ -2,20 +2,20 @@
 
 import re
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final, Literal
 
 import orjson
 import structlog
-from fastapi import HTTPException, Query, Request, Response
+from fastapi import Depends, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from serve_app.config import AppConfig
 from serve_app.config_sources import DirectoryConfig, SourceConfig
-from serve_app.domain.access import FailureTable
+from serve_app.domain.access import FailureTable, Scope
 from serve_app.domain.errors import InvalidInputError, ServeAppError, UnknownFamilyError
 from serve_app.domain.reload import Operation, Outcome
 from serve_app.ingress.error_responses import error_response
@@ -56,6 +56,7 @@ class Admin:
     max_wait_s: float
     forecasters: Mapping[str, WindowForecaster] = field(default_factory=dict)
     feed: EventFeed | None = None
+    is_ingest_closed: bool = False
 
     @classmethod
     def of(
@@ -89,7 +90,13 @@ class Admin:
             max_wait_s=config.admin.max_wait_s,
             forecasters=forecasters or {},
             feed=feed,
+            is_ingest_closed=security.closed_ingest,
         )
+
+    @property
+    def of_ingest(self) -> Sequence[Any]:
+        """What the routes that take observations and labels depend on: a token where they are closed."""
+        return [Depends(self.guard.caller_with(Scope.INGEST))] if self.is_ingest_closed else []
 
     def waiting(self) -> Callable[..., Awaitable[float]]:
         """Return a dependency that reads how many seconds a request wants to wait for the end of its change."""

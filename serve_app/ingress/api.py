@@ -76,7 +76,8 @@ def build_api(
 ) -> Api:
     """Put the routes together; without `admin` there are no admin routes, and so on."""
     rest = FastAPI(title="serve-app", version=_version(), description="Model server on Ray Serve.")
-    for routes in forecast_routers(temporal) if temporal is not None else ():
+    of_ingest = admin.of_ingest if admin is not None else ()
+    for routes in forecast_routers(temporal, of_ingest) if temporal is not None else ():
         rest.include_router(routes)  # before those of `inference`, whose `/predict/{family}` fits them too
     rest.include_router(inference.describe())
     windows = temporal.kept if temporal is not None else _nothing_kept

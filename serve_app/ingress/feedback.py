@@ -7,7 +7,7 @@ The id is what the answer to the prediction had as `X-Prediction-Id`. `label` (a
 of several outputs, an object with one for each. `at` is when it was known: RFC 3339, or seconds since the epoch.
 
 Whatever is wrong with one label concerns that label alone. A row keeps its first label: to send a batch again is safe.
-Whoever may predict may label, as with every other route that needs no token.
+Whoever may predict may label, unless `security.closed_ingest` asks for a token with the scope `ingest`.
 """
 
 import asyncio
@@ -132,9 +132,9 @@ def _value(key: str, told: Any, where: str) -> float | int | str | bool:
     return told
 
 
-def feedback_router(joiner: JoinLabels, limits: FeedbackLimits) -> APIRouter:
-    """Build the route."""
-    api = APIRouter(tags=["feedback"], route_class=admin_route())
+def feedback_router(joiner: JoinLabels, limits: FeedbackLimits, of_ingest: Sequence[Any] = ()) -> APIRouter:
+    """Build the route; it depends on `of_ingest`."""
+    api = APIRouter(tags=["feedback"], route_class=admin_route(), dependencies=of_ingest)
     body = {"required": True, "content": {"application/json": {"example": _EXAMPLE}}}
 
     @api.post(

@@ -1,6 +1,6 @@
 """`/observations`, `/predictions/…` and `POST /predict/{family}` of temporal families: windows in, forecasts out."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
@@ -81,17 +81,17 @@ class Temporal:
         return {"last_error": "the store of windows does not answer"} if status is None else store_body(status)
 
 
-def forecast_routers(temporal: Temporal) -> list[APIRouter]:
-    """Build the routes."""
-    return [_observing(temporal), _predicting(temporal)]
+def forecast_routers(temporal: Temporal, of_ingest: Sequence[Any] = ()) -> list[APIRouter]:
+    """Build the routes; what takes observations depends on `of_ingest`."""
+    return [_observing(temporal, of_ingest), _predicting(temporal)]
 
 
-def _observing(temporal: Temporal) -> APIRouter:
+def _observing(temporal: Temporal, of_ingest: Sequence[Any]) -> APIRouter:
     api = APIRouter(tags=["windows"], route_class=admin_route())
 
     @api.post(
         OBSERVATIONS, summary="Take one record, a list, {\"records\": […]}, or NDJSON",
-        responses={200: {}, 400: {}, 404: {}, 413: {}, 422: {}, 503: {}},
+        responses={200: {}, 400: {}, 404: {}, 413: {}, 422: {}, 503: {}}, dependencies=of_ingest,
     )  # fmt: skip
     async def observe(request: Request, family: FamilyQuery = "") -> Response:
         forecaster = temporal.named(family)

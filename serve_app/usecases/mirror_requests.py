@@ -115,9 +115,9 @@ class Mirror:
         if family is None:
             family = self._families[live.family] = _Family(self.limits_of(live.family))
         if (
-            live.coalescer.queued > 0
+            time.monotonic() < family.rests_until_s  # first: at full rate it is nearly always so
+            or live.coalescer.queued > 0
             or len(family.under_way) >= family.limits.at_once
-            or time.monotonic() < family.rests_until_s
             or (shadow := route.shadow) is None
             or shadow.coalescer.queued > 0
         ):

@@ -1,7 +1,4 @@
-"""Records a sample of requests with their answers, beside the requests and the first to be dropped.
-
-A request only puts what it was into a list. Twice a second everything in it is redacted and written, in another thread.
-"""
+"""Records a sample of requests with their answers, redacted, beside the requests and the first to be dropped."""
 
 import asyncio
 import random
@@ -21,8 +18,8 @@ from serve_app.usecases.coalesce_requests import Rows
 from serve_app.usecases.replay_ports import RecordMeter, RequestLog
 from serve_app.usecases.split_requests import OF_A_SPLIT
 from serve_app.usecases.target import Target
+from serve_app.usecases.write_behind import WaitingToBeWritten, write_for_ever
 
-WRITE_EVERY_S: Final = 0.5
 MAX_WAITING: Final = 500
 """Requests of a family that wait to be written; what comes on top is dropped: 1,000 a second are recorded at most."""
 MAX_WAITING_VALUES: Final = 200_000
@@ -49,14 +46,12 @@ class _Seen:
 
 
 class _Family:
-    __slots__ = ("dropped", "log", "problem", "settings", "values", "waiting")
+    __slots__ = ("log", "problem", "settings", "waiting")
 
     def __init__(self, log_: RequestLog, settings: RecordSettings) -> None:
         self.log = log_
         self.settings = settings
-        self.waiting: list[_Seen] = []
-        self.values = 0
-        self.dropped = 0
+        self.waiting = WaitingToBeWritten[_Seen](most=MAX_WAITING, most_values=MAX_WAITING_VALUES)
         self.problem = ""
 
 
@@ -89,20 +84,13 @@ class RequestRecorder:
         family = self._families.get(target.family)
         if family is None or target.reason not in LIVE or self._draw() >= family.settings.share:
             return
-        if len(family.waiting) >= MAX_WAITING or family.values > MAX_WAITING_VALUES:
-            family.dropped += 1
-            return
-        family.waiting.append(_Seen(self._now_s(), target, rows, outputs, seconds))
-        family.values += len(rows) * len(rows[0]) + outputs.size
+        if family.waiting.has_room():
+            seen = _Seen(self._now_s(), target, rows, outputs, seconds)
+            family.waiting.put(seen, len(rows) * len(rows[0]) + outputs.size)
 
     async def run(self) -> None:
         """Write every half second, for ever."""
-        while True:
-            await asyncio.sleep(WRITE_EVERY_S)
-            try:
-                await self.write()
-            except Exception:
-                log.exception("requests not recorded")
+        await write_for_ever(self.write, noun="recorded requests")
 
     async def write(self) -> None:
         """Write everything that waits. What cannot be written is dropped and counted."""
@@ -111,8 +99,7 @@ class RequestRecorder:
                 await self._write(name, family)
 
     async def _write(self, name: str, family: _Family) -> None:
-        waiting, family.waiting, family.values = family.waiting, [], 0
-        dropped, family.dropped = family.dropped, 0
+        waiting, dropped = family.waiting.take()
         kept, problem = 0, ""
         if waiting:
             try:

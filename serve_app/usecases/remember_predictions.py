@@ -1,7 +1,6 @@
 """Remembers what was predicted, for labels that come later: beside the requests, and the first to be dropped.
 
-A request only puts its answer into a list. Twice a second everything in it is written, in another thread, and the
-newest rows stay in memory as well. A label whose prediction is still in the list has it written first.
+The newest rows that were written stay in memory as well. A label whose prediction still waits has it written first.
 """
 
 import asyncio
@@ -21,8 +20,8 @@ from serve_app.domain.errors import StoreError
 from serve_app.domain.labels import LossRule, Predicted, PredictionId, PredictionRecord
 from serve_app.usecases.label_ports import LabelMeter, PredictionLog, Remembered
 from serve_app.usecases.target import Target
+from serve_app.usecases.write_behind import WaitingToBeWritten, write_for_ever
 
-WRITE_EVERY_S: Final = 0.5
 MAX_WAITING: Final = 20_000
 """Predictions of a family that wait to be written; what comes on top is dropped."""
 MAX_WAITING_VALUES: Final = 1_000_000
@@ -41,14 +40,12 @@ class LabelSettings:
 class _Family:
     """What waits and what is remembered of one family."""
 
-    __slots__ = ("dropped", "is_failing", "known", "known_rows", "log", "settings", "values", "waiting")
+    __slots__ = ("is_failing", "known", "known_rows", "log", "settings", "waiting")
 
     def __init__(self, log_: PredictionLog, settings: LabelSettings) -> None:
         self.log = log_
         self.settings = settings
-        self.waiting: list[Remembered] = []
-        self.values = 0
-        self.dropped = 0
+        self.waiting = WaitingToBeWritten[Remembered](most=MAX_WAITING, most_values=MAX_WAITING_VALUES)
         self.known: OrderedDict[int, PredictionRecord] = OrderedDict()
         self.known_rows = 0
         self.is_failing = False
@@ -108,11 +105,8 @@ class PredictionMemory:
         sample = family.settings.sample
         if sample < 1.0 and self._draw() >= sample:
             return
-        if len(family.waiting) >= MAX_WAITING or family.values > MAX_WAITING_VALUES:
-            family.dropped += 1
-            return
-        family.waiting.append(Remembered(number, self._now_s(), target, outputs))
-        family.values += outputs.size
+        if family.waiting.has_room():
+            family.waiting.put(Remembered(number, self._now_s(), target, outputs), outputs.size)
 
     def recall(self, number: int) -> tuple[str, PredictionRecord] | None:
         """Return a prediction of this process that is in memory, and its family."""
@@ -123,7 +117,7 @@ class PredictionMemory:
 
     def is_waiting(self, number: int) -> bool:
         """Say whether a prediction of this process is about to be written."""
-        return any(_has(family.waiting, number) for family in self._families.values())
+        return any(_has(family.waiting.items, number) for family in self._families.values())
 
     def is_own(self, prediction_id: PredictionId) -> bool:
         """Say whether this process has predicted it."""
@@ -131,12 +125,7 @@ class PredictionMemory:
 
     async def run(self) -> None:
         """Write every half second, for ever."""
-        while True:
-            await asyncio.sleep(WRITE_EVERY_S)
-            try:
-                await self.write()
-            except Exception:
-                log.exception("predictions not written")
+        await write_for_ever(self.write, noun="predictions")
 
     async def write(self) -> None:
         """Write everything that waits. What cannot be written is dropped and counted."""
@@ -145,8 +134,7 @@ class PredictionMemory:
                 await self._write(name, family)
 
     async def _write(self, name: str, family: _Family) -> None:
-        waiting, family.waiting, family.values = family.waiting, [], 0
-        dropped, family.dropped = family.dropped, 0
+        waiting, dropped = family.waiting.take()
         kept = 0
         if waiting:
             try:

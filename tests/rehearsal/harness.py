@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import httpx
+import pytest
 import yaml
 
 from serve_app.domain.manifest import Sidecar
 from tests.builders import write_forecaster
+from tests.contracts.postgres_server import NoPostgresError, postgres_server
 from tests.kuberay.rendering import overlay, render, with_components
 from tests.rehearsal.containers import REPOSITORY, has_user
 from tests.rehearsal.kubelet_twin import Node, Objects, Pod
@@ -207,6 +209,31 @@ def rehearsing(
             cluster.stop()
         for pod in [*rehearsal.promoters, *sets]:
             pod.stop()
+
+
+@contextmanager
+def rehearsing_over_postgres(
+    *,
+    network: PodNetwork,
+    folder: Path,
+    components: Sequence[str] = (),
+    change: Callable[[Document], None] | None = None,
+) -> Iterator[Rehearsal]:
+    """Run the overlay `cluster` as `rehearsing` does, with its state in a PostgreSQL of its own, until all of it runs.
+
+    Skips the test where no PostgreSQL is installed.
+    """
+    try:
+        with postgres_server() as postgres:
+            postgres.root.chmod(0o755)  # the Pods' user reaches its socket, in place of a server in the network
+            with rehearsing(
+                "cluster", network=network, folder=folder, components=components,
+                store_url=postgres.new_database(), change=change, shared=[postgres.root],
+            ) as running:  # fmt: skip
+                running.await_running()
+                yield running
+    except NoPostgresError as error:
+        pytest.skip(f"the overlay `cluster` keeps its state in PostgreSQL: {error}")
 
 
 def _n_workers(service: Document) -> int:

@@ -17,9 +17,8 @@ import yaml
 
 from serve_app.domain.rollout_state import Phase
 from tests.builders import rows, write_forecaster
-from tests.contracts.postgres_server import NoPostgresError, postgres_server
 from tests.kuberay.rendering import KUBERAY
-from tests.rehearsal.harness import Rehearsal, give_to_pods, rehearsing, stage
+from tests.rehearsal.harness import Rehearsal, give_to_pods, rehearsing_over_postgres, stage
 from tests.rehearsal.kubelet_twin import await_ready
 from tests.rehearsal.kuberay_pods import SERVE_PORT
 from tests.rehearsal.network import PodNetwork
@@ -53,21 +52,9 @@ def keep_its_state(service: Document) -> None:
 
 @pytest.fixture(scope="module")
 def cluster(network: PodNetwork, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rehearsal]:
-    try:
-        with postgres_server() as postgres:
-            postgres.root.chmod(0o755)  # the Pods' user reaches its socket, in place of a server in the network
-            with rehearsing(
-                "cluster",
-                network=network,
-                folder=tmp_path_factory.mktemp("cluster"),
-                store_url=postgres.new_database(),
-                change=keep_its_state,
-                shared=[postgres.root],
-            ) as running:
-                running.await_running()
-                yield running
-    except NoPostgresError as error:
-        pytest.skip(f"the overlay `cluster` keeps its state in PostgreSQL: {error}")
+    folder = tmp_path_factory.mktemp("cluster")
+    with rehearsing_over_postgres(network=network, folder=folder, change=keep_its_state) as running:
+        yield running
 
 
 def versions_of(clients: Sequence[str], *, at: str = ServiceProxy.address) -> dict[str, str]:

@@ -18,9 +18,8 @@ import yaml
 
 from serve_app.usecases.control_versions import LEASE_TTL_S
 from tests.builders import rows, write_forecaster
-from tests.contracts.postgres_server import NoPostgresError, postgres_server
 from tests.rehearsal.containers import REDIS
-from tests.rehearsal.harness import SIDECAR, Rehearsal, give_to_pods, rehearsing
+from tests.rehearsal.harness import SIDECAR, Rehearsal, give_to_pods, rehearsing_over_postgres
 from tests.rehearsal.kuberay_pods import SERVE_PORT
 from tests.rehearsal.network import PodNetwork
 from tests.rehearsal.ray_cluster import Document, RayCluster
@@ -59,22 +58,9 @@ def small(service: Document) -> None:
 def cluster(network: PodNetwork, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rehearsal]:
     if REDIS is None:
         pytest.skip("Ray's head keeps its state in Redis: none is installed (Debian: apt-get install redis-server)")
-    try:
-        with postgres_server() as postgres:
-            postgres.root.chmod(0o755)  # the Pods' user reaches its socket, in place of a server in the network
-            with rehearsing(
-                "cluster",
-                network=network,
-                folder=tmp_path_factory.mktemp("upgrade"),
-                components=["redis"],
-                store_url=postgres.new_database(),
-                change=small,
-                shared=[postgres.root],
-            ) as running:
-                running.await_running()
-                yield running
-    except NoPostgresError as error:
-        pytest.skip(f"the overlay `cluster` keeps its state in PostgreSQL: {error}")
+    folder = tmp_path_factory.mktemp("upgrade")
+    with rehearsing_over_postgres(network=network, folder=folder, components=["redis"], change=small) as running:
+        yield running
 
 
 @dataclass(frozen=True, slots=True)

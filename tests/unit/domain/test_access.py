@@ -28,6 +28,7 @@ def digest(secret: str) -> str:
         (Scope.READ, {Scope.READ}),
         (Scope.RELOAD, {Scope.READ, Scope.RELOAD}),
         (Scope.ROLLOUT, {Scope.READ, Scope.RELOAD, Scope.ROLLOUT}),
+        (Scope.INGEST, {Scope.INGEST}),
     ],
 )
 def test_scope_includes_the_lesser_ones(scope: Scope, included: set[Scope]) -> None:

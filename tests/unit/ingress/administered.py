@@ -14,8 +14,8 @@ from tests.fakes.clock import FakeClock
 from tests.fakes.control_plane import FakeControlPlane
 from tests.unit.ingress.serving import FAMILY, Server
 
-READ, RELOAD, ROLLOUT = (f"secret-of-{scope}-0123456789" for scope in ("read", "reload", "rollout"))
-TOKENS = f"ann read {READ}\nci reload {RELOAD}\nops rollout {ROLLOUT}\n"
+READ, RELOAD, ROLLOUT, INGEST = (f"secret-of-{scope}-0123456789" for scope in ("read", "reload", "rollout", "ingest"))
+TOKENS = f"ann read {READ}\nci reload {RELOAD}\nops rollout {ROLLOUT}\nedge ingest {INGEST}\n"
 Headers = Mapping[str, str] | Mapping[str, bytes]
 BEARER = {"Authorization": f"Bearer {RELOAD}"}
 
@@ -40,6 +40,25 @@ class Refusals:
         self.reasons.append(reason)
 
 
+def admin_with(
+    plane: FakeControlPlane,
+    refusals: Refusals | None = None,
+    *,
+    admin: Mapping[str, Any] | None = None,
+    feed: EventFeed | None = None,
+    **security: Any,
+) -> Admin:
+    """Return what admin routes are made of, with `TOKENS`; a wrong token waits for nothing."""
+    family = {"models_type": "regression", "source": {"root": "models"}}
+    config = AppConfig.parse({
+        "families": {FAMILY: family, "iris": family},
+        "default_family": FAMILY,
+        "security": {"first_refusal_delay_s": 0.0, "max_refusal_delay_s": 0.0} | security,
+        "admin": admin or {},
+    })  # fmt: skip
+    return Admin.of(config, plane=plane, tokens=Tokens(), meter=refusals or Refusals(), clock=FakeClock(), feed=feed)
+
+
 class Administered:
     """Families `forecaster` (v1 answers, from the directory `models`) and `iris` (nothing published)."""
 
@@ -49,18 +68,10 @@ class Administered:
         self.refusals = Refusals()
         for version in versions or ("v1",):
             self.plane.publish(version, active=version == (versions or ("v1",))[0])
-        family = {"models_type": "regression", "source": {"root": "models"}}
-        config = AppConfig.parse({
-            "families": {FAMILY: family, "iris": family},
-            "default_family": FAMILY,
-            "security": {"first_refusal_delay_s": 0.0, "max_refusal_delay_s": 0.0} | security,
-            "admin": admin or {},
-        })  # fmt: skip
         self.api_feed = EventFeed(self.plane, max_listeners=2, look_s=0.01, heartbeat_s=0.05)
         self.api = build_api(
             self.server.router, self.server.inference, required=frozenset({FAMILY}), collect_metrics=_no_metrics,
-            admin=Admin.of(config, plane=self.plane, tokens=Tokens(), meter=self.refusals, clock=FakeClock(),
-                           feed=self.api_feed),
+            admin=admin_with(self.plane, self.refusals, admin=admin, feed=self.api_feed, **security),
         )  # fmt: skip
 
     def _route(self, family: str, version: str) -> None:

@@ -15,10 +15,12 @@ from serve_app.ingress.feedback import FeedbackLimits, feedback_router, read_lab
 from serve_app.usecases.join_labels import JoinLabels
 from serve_app.usecases.remember_predictions import LabelSettings, PredictionMemory
 from tests.fakes.clock import FakeClock
+from tests.fakes.control_plane import FakeControlPlane
 from tests.fakes.predict_client import row_sums
 from tests.fakes.prediction_log import FakePredictionLog
 from tests.labelled import LabelCounts
 from tests.splits import canary_split
+from tests.unit.ingress.administered import INGEST, ROLLOUT, admin_with
 from tests.unit.ingress.serving import Server
 
 ID = "0123456789ab-7"
@@ -37,17 +39,18 @@ class Labelled:
         assert answered.status_code == 200
         return str(answered.headers["x-prediction-id"])
 
-    async def post(self, document: Any, content_type: str = "application/json") -> httpx.Response:
+    async def post(self, document: Any, content_type: str = "application/json", **headers: str) -> httpx.Response:
         body = document if isinstance(document, bytes) else orjson.dumps(document)
-        return await self.server.post(body, path="/feedback", headers={"content-type": content_type})
+        return await self.server.post(body, path="/feedback", headers={"content-type": content_type} | headers)
 
 
 @contextlib.asynccontextmanager
-async def labelled() -> AsyncIterator[Labelled]:
+async def labelled(**security: Any) -> AsyncIterator[Labelled]:
     counts = LabelCounts()
     memory = PredictionMemory({"forecaster": (FakePredictionLog(), LabelSettings())}, counts)
     joiner = JoinLabels(memory, counts, clock=FakeClock())
-    feedback = feedback_router(joiner, FeedbackLimits(MAX_BYTES, max_labels=5))
+    admin = admin_with(FakeControlPlane("forecaster", "iris"), **security)
+    feedback = feedback_router(joiner, FeedbackLimits(MAX_BYTES, max_labels=5), admin.of_ingest)
     server = Server({"v1": row_sums, "v2": lambda rows: row_sums(rows) + 1}, memory=memory, feedback=feedback)
     yield Labelled(server, counts, joiner)
 
@@ -61,6 +64,16 @@ async def test_a_label_finds_its_prediction_by_the_header_of_the_answer() -> Non
         )  # fmt: skip
         assert one.counts.losses == [("forecaster", "v1", "stable", "absolute_error", 1.5)]
         assert ("POST", "/feedback", 200) in one.server.meter.http
+
+
+async def test_a_closed_route_takes_labels_from_those_who_may_send_them_alone() -> None:
+    async with labelled(closed_ingest=True) as one:
+        label = {"prediction_id": await one.predict([1, 2, 3]), "value": 7.5}
+        for headers, status in (({}, 401), ({"X-API-Key": ROLLOUT}, 403)):
+            answered = await one.post(label, **headers)
+            assert (answered.status_code, list(answered.json())) == (status, ["detail"])
+        assert one.counts.losses == []
+        assert (await one.post(label, **{"X-API-Key": INGEST})).json()["joined"] == 1
 
 
 async def test_whoever_was_drawn_for_the_canary_is_evidence_of_it() -> None:

@@ -28,6 +28,7 @@ from tests.fakes.control_plane import FakeControlPlane
 from tests.fakes.predict_client import FakePredictClient
 from tests.fakes.window_reader import FakeTrainedEntities, FakeWindowReader
 from tests.reports import loaded, report
+from tests.unit.ingress.administered import INGEST, ROLLOUT, admin_with
 from tests.unit.ingress.serving import Meter
 
 RULES = WindowRules((Metric("cpu", "percent", 0, 100), Metric("ram", "percent", 0, 100)), length=4)
@@ -49,7 +50,9 @@ def counting(rows: NDArray[np.float64]) -> NDArray[np.float64]:
 class Gateway:
     """A temporal family `tft` and a family `forecaster` of rows."""
 
-    def __init__(self, *, default: str = "forecaster", has_model: bool = True) -> None:
+    def __init__(
+        self, *, default: str = "forecaster", has_model: bool = True, security: dict[str, Any] | None = None
+    ) -> None:
         self.clock = FakeClock()
         self.meter = Meter()
         client = FakePredictClient({"v1": counting}, family="tft")
@@ -79,8 +82,9 @@ class Gateway:
             elsewhere=temporal.paths,
         )  # fmt: skip
         self.api = build_api(
-            self.router, inference, required=frozenset({"tft"}), collect_metrics=self._collect, temporal=temporal
-        )
+            self.router, inference, required=frozenset({"tft"}), collect_metrics=self._collect, temporal=temporal,
+            admin=None if security is None else admin_with(FakeControlPlane("forecaster", "tft"), **security),
+        )  # fmt: skip
         if has_model:
             version = loaded("v1", temporal=SHAPE, signature=SIGNATURE)
             self.router.observe("tft", "cpu", [report(version, family="tft")])
@@ -176,6 +180,17 @@ async def test_a_family_without_windows_is_refused(gateway: Gateway, family: str
         told = await gateway.ask(method, path, params={"family": family})
         assert told.status_code == 404
         assert known in told.json()["detail"]
+
+
+async def test_closed_route_takes_observations_from_those_who_may_send_them_alone() -> None:
+    closed = Gateway(security={"closed_ingest": True})
+    for headers, status in (({}, 401), ({"X-API-Key": ROLLOUT}, 403)):
+        told = await closed.ask("POST", "/observations", json=[closed.record()], headers=headers)
+        assert (told.status_code, list(told.json())) == (status, ["detail"])
+    assert await closed.store.entities() == ()
+    told = await closed.ask("POST", "/observations", json=[closed.record()], headers={"X-API-Key": INGEST})
+    assert (told.status_code, told.json()["accepted"]) == (200, 1)
+    assert (await closed.ask("GET", "/observations")).status_code == 200, "to read needs no token, as ever"
 
 
 async def test_records_are_taken_and_counted_by_what_became_of_them(gateway: Gateway) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from serve_app.domain.labels import PredictionId
-from serve_app.usecases import remember_predictions
+from serve_app.usecases import remember_predictions, write_behind
 from serve_app.usecases.remember_predictions import LabelSettings, PredictionMemory
 from tests.fakes.clock import FakeClock
 from tests.fakes.prediction_log import FakePredictionLog
@@ -96,7 +96,7 @@ async def test_only_what_is_sampled_and_of_our_families_is_kept() -> None:
 
 
 async def test_the_task_writes_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remember_predictions, "WRITE_EVERY_S", 0.001)
+    monkeypatch.setattr(write_behind, "WRITE_EVERY_S", 0.001)
     kept = Kept()
     kept.memory.offer(1, target(), answer(1.0))
     running = asyncio.create_task(kept.memory.run())
